@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import yaml
@@ -35,6 +35,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 from OpenSSL import crypto
 
 PrivateKey = types.CertificateIssuerPrivateKeyTypes
+PublicKey = types.CertificateIssuerPublicKeyTypes
 Extensions = dict[str, tuple["x509.ExtensionType | None", bool]]  # field: value, critical
 
 SCRIPT = "simple_key_generation.py"
@@ -492,3 +493,331 @@ def check_profile(entry: Entry) -> None:
         raise ValueError("nameConstraints are a CA's")
     if entry.issuer and "authorityKeyIdentifier" not in entry.extensions:
         raise ValueError("authorityKeyIdentifier: keyid is missing")
+
+
+# --- Pass phrases and files -----------------------------------------------------------------------
+
+
+class PassPhrases:
+    """Pass phrases by environment variable: from there, else asked for once at the terminal."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, bytes] = {}
+
+    def at_hand(self, variable: str) -> bool:
+        """Tell whether the pass phrase is there without a question."""
+        return variable in self.known or variable in os.environ
+
+    def get(self, variable: str, new: bool = False) -> bytes:
+        """Return the pass phrase; ask twice where it encrypts a new key. Raises Fault."""
+        if variable not in self.known:
+            phrase = os.environ.get(variable)
+            if phrase is None:
+                phrase = self.ask(variable, new)
+            if not 0 < len(os.fsencode(phrase)) < 1024:  # OpenSSL's PEM_BUFSIZE
+                raise Fault(f"{variable}: a pass phrase has 1 to 1023 bytes")
+            self.known[variable] = os.fsencode(phrase)
+        return self.known[variable]
+
+    def ask(self, variable: str, new: bool) -> str:
+        """Read a pass phrase from the terminal, without echo."""
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR))
+        except OSError:
+            raise Fault(f"{variable} is not set, and there is no terminal to ask at") from None
+        for _ in range(2):
+            phrase = getpass.getpass(f"Enter pass phrase ({variable}): ")
+            if not new or phrase == getpass.getpass(f"Verifying - enter it again ({variable}): "):
+                return phrase
+            print("they differ", file=sys.stderr)
+        raise Fault(f"{variable}: the two pass phrases differed twice")
+
+
+def private_key(path: str, phrase: Callable[[], bytes] | None) -> PrivateKey:
+    """Load a key, with the pass phrase if it is encrypted. Raises Fault, OSError."""
+    data = read(path)
+    try:
+        try:
+            key = serialization.load_pem_private_key(data, None)
+        except TypeError:  # it is encrypted
+            if phrase is None:
+                raise Fault(f"{path}: is encrypted, but its entry has no cipher") from None
+            key = serialization.load_pem_private_key(data, phrase())
+    except (ValueError, UnsupportedAlgorithm):
+        raise Fault(f"{path}: the pass phrase is wrong, or the file is damaged") from None
+    key_type(path, key.public_key())
+    return key  # type: ignore[return-value]  # key_type has refused those that can't sign
+
+
+def key_type(path: str, key: object) -> str:
+    """Return a public key's type as the configuration spells it. Raises Fault if it is too weak."""
+    name = ""
+    if isinstance(key, rsa.RSAPublicKey):
+        name = f"rsa:{key.key_size}" if key.key_size >= 2048 else ""
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        name = f"ec:{key.curve.name}".replace("secp256r1", "prime256v1")
+    else:
+        words = re.match("(Ed|MLDSA)([0-9]+)", type(key).__name__)
+        name = f"{words[1]}{words[2]}".lower().replace("mldsa", "ml-dsa-") if words else ""
+    if name not in KEY_TYPES and not name.startswith("rsa:"):
+        raise Fault(f"{path}: its key is too weak, or of a type that can't be used here")
+    return name
+
+
+def read(path: str) -> bytes:
+    """Return a file's content; one larger than anything that belongs here is refused."""
+    with open(path, "rb") as file:
+        data = file.read(1 << 26)
+    return data
+
+
+def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
+    """Load an object from a PEM file. Raises Fault, OSError."""
+    try:
+        return load(read(path))
+    except (ValueError, UnsupportedAlgorithm):
+        raise Fault(f"{path}: damaged, or not what its name says") from None
+
+
+def write_new(path: str, data: bytes) -> None:
+    """Write a file that was not there; a key is for its owner only from the first moment on."""
+    mode = 0o600 if path.endswith("key.pem") else 0o644
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None  # ENOSPC names no file
+
+
+def write(folder: str, files: dict[str, bytes]) -> bool:
+    """Write what is new or differs, whole or not at all; tell whether anything was."""
+    if not os.path.isdir(folder) or not os.listdir(folder):
+        part = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.part")
+        os.mkdir(part, 0o700)
+        for name, data in files.items():
+            write_new(os.path.join(part, name), data)
+        os.rename(part, folder)  # a link in its place makes this fail
+        return True
+    changed = False
+    for name, data in files.items():
+        path = os.path.join(folder, name)
+        if os.path.exists(path) and read(path) == data:
+            continue
+        part = os.path.join(folder, f".{name}.part")
+        write_new(part, data)
+        os.rename(part, path)
+        changed = True
+    return changed
+
+
+def held(folder: str) -> set[str]:
+    """Return the names of a folder's files, less what a killed run left there."""
+    if not os.path.lexists(folder):
+        return set()
+    names = set(os.listdir(folder))
+    for name in [name for name in names if name.startswith(".") and name.endswith(".part")]:
+        path = os.path.join(folder, name)
+        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+        names.remove(name)
+    return names
+
+
+# --- Certificates and revocation lists ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A CA that stands verified: all that its children need of it."""
+
+    entry: Entry
+    certificate: x509.Certificate
+    key: Callable[[], PrivateKey] | None  # None: its key is not at hand
+    chain: list[x509.Certificate]  # itself, then its issuers; the trust anchor is the last
+    lists: list[x509.CertificateRevocationList]  # its own, then its issuers'; none if one lacks
+    cross: bytes  # the anchor's certificate from a higher CA, as PEM
+    recorded: set[str]  # the names of the files in its issued/
+
+    @cached_property
+    def store(self) -> crypto.X509Store:
+        """What OpenSSL verifies its children by: the anchor, and the lists of all CAs between."""
+        store = crypto.X509Store()
+        store.add_cert(crypto.X509.from_cryptography(self.chain[-1]))
+        flags = crypto.X509StoreFlags.X509_STRICT
+        if self.lists:
+            flags |= crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
+        for revocation_list in self.lists:
+            store.add_crl(revocation_list)
+        store.set_flags(flags)
+        return store
+
+    def verify(self, path: str, certificate: x509.Certificate) -> None:
+        """Have OpenSSL verify a certificate up to the trust anchor. Raises Fault."""
+        signed_with = certificate.signature_hash_algorithm
+        if signed_with is not None and signed_with.name in ("md5", "sha1"):
+            raise Fault(f"{path}: signed with {signed_with.name}, which can be forged")
+        between = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
+        leaf = crypto.X509.from_cryptography(certificate)
+        try:
+            crypto.X509StoreContext(self.store, leaf, between).verify_certificate()
+        except crypto.X509StoreContextError as error:
+            culprit = error.certificate.to_cryptography()
+            whose = "" if culprit == certificate else f" ({culprit.subject.rfc4514_string()})"
+            folder = os.path.dirname(path)
+            raise Fault(f"{path}: {error}{whose}; rm -r {folder} and a new run replace it") from None
+
+
+def profile(
+    entry: Entry, key: PublicKey, issuer: x509.Certificate | None
+) -> Iterator[tuple[x509.ExtensionType, bool]]:
+    """Yield the extensions, with those that follow from keys (RFC 5280, section 4.2.1.2)."""
+    for name, (value, critical) in entry.extensions.items():
+        if name == "subjectKeyIdentifier":
+            value = x509.SubjectKeyIdentifier.from_public_key(key)
+        elif name == "authorityKeyIdentifier" and issuer:
+            known = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+            value = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known)
+        elif name == "authorityKeyIdentifier":
+            value = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+        assert value is not None
+        yield value, critical
+
+
+def digest(entry: Entry, key: PrivateKey) -> hashes.HashAlgorithm | None:
+    """Return what a CA's key signs with; the key may be of another type than its entry says."""
+    name = key_type(entry.name, key.public_key())
+    return None if name.startswith(WITHOUT_DIGEST) else entry.digest
+
+
+def certify(
+    entry: Entry, key: PublicKey, issuer: Authority | None, signer: PrivateKey
+) -> x509.Certificate:
+    """Return a new certificate for a public key, ending with its issuer at the latest."""
+    ends = [entry.not_after] + ([issuer.certificate.not_valid_after_utc] if issuer else [])
+    builder = x509.CertificateBuilder()
+    builder = builder.issuer_name(issuer.certificate.subject if issuer else entry.subject)
+    builder = builder.subject_name(entry.subject).public_key(key)
+    builder = builder.serial_number(x509.random_serial_number())  # 159 bits
+    builder = builder.not_valid_before(entry.not_before).not_valid_after(min(ends))
+    for value, critical in profile(entry, key, issuer.certificate if issuer else None):
+        builder = builder.add_extension(value, critical)
+    return builder.sign(signer, digest(issuer.entry if issuer else entry, signer))
+
+
+def differences(
+    entry: Entry, certificate: x509.Certificate, issuer: x509.Certificate | None, path: str
+) -> list[str]:
+    """Return in what a certificate does not say what the configuration says. Raises Fault."""
+    key: Any = certificate.public_key()
+    found = {(e.oid, e.critical, e.value.public_bytes()) for e in certificate.extensions}
+    wanted = {(v.oid, critical, v.public_bytes()) for v, critical in profile(entry, key, issuer)}
+    names = {oid._name if "nknown" not in oid._name else oid.dotted_string
+             for oid, _, _ in found ^ wanted}
+    differs = sorted(names)
+    if key_type(path, key) != entry.key:
+        differs.insert(0, "key type")
+    if certificate.subject != entry.subject:
+        differs.insert(0, "subject")
+    return differs
+
+
+def revocation_list(
+    entry: Entry,
+    certificate: x509.Certificate,
+    key: PrivateKey,
+    old: x509.CertificateRevocationList | None,
+) -> x509.CertificateRevocationList:
+    """Return a CA's next list, with all entries of the old one (RFC 5280, section 5)."""
+    number = 0 if old is None else crl_number(old)
+    ends = min(entry.next_update or certificate.not_valid_after_utc, certificate.not_valid_after_utc)
+    begins = max(certificate.not_valid_before_utc, NOW - timedelta(days=1))  # clocks that are behind
+    identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(certificate.subject)
+    builder = builder.last_update(begins).next_update(ends)
+    builder = builder.add_extension(x509.CRLNumber(number + 1), critical=False)
+    builder = builder.add_extension(authority, critical=False)
+    for revoked in old if old is not None else ():
+        builder = builder.add_revoked_certificate(revoked)
+    return builder.sign(key, digest(entry, key))
+
+
+def crl_number(revocation_list: x509.CertificateRevocationList) -> int:
+    """Return a list's number (RFC 5280, section 5.2.3); 0 if it has none."""
+    try:
+        return revocation_list.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return 0
+
+
+def due(begins: datetime, ends: datetime) -> bool:
+    """Tell whether the last third of a life has begun."""
+    return NOW >= ends - (ends - begins) / 3
+
+
+# --- The walk -------------------------------------------------------------------------------------
+
+
+class Walk:
+    """One run over a keys folder, from the roots to the nodes."""
+
+    def __init__(self, keys: str, entries: dict[str, Entry]) -> None:
+        self.keys = keys
+        self.entries = entries
+        self.phrases = PassPhrases()
+        self.authorities: dict[str, Authority] = {}
+        self.states: Counter[str] = Counter()
+        self.children: dict[str | None, list[str]] = {}
+        for entry in entries.values():
+            self.children.setdefault(entry.issuer, []).append(entry.name)
+
+    def run(self, quiet: bool) -> int:
+        """Visit every entry; return the exit status."""
+        depths: dict[str | None, int] = {None: -1}
+        left: Counter[str] = Counter()  # what hangs under an entry that failed
+        culprits: dict[str, str] = {}
+        for count, (name, entry) in enumerate(self.entries.items(), 1):
+            depths[name] = depths[entry.issuer] + 1
+            if entry.issuer in culprits:
+                culprits[name] = culprits[entry.issuer]
+                left[culprits[name]] += 1
+                continue
+            try:
+                state, certificate, note = self.visit(entry)
+            except (Fault, OSError) as error:
+                complain("error", error)
+                culprits[name] = name
+                continue
+            self.states[state] += 1
+            if not quiet:
+                progress = f"[{count:{len(str(len(self.entries)))}}/{len(self.entries)}] "
+                print(
+                    progress * (len(self.entries) > 9)
+                    + f"{'   ' * depths[name] + name:18} {state}  "
+                    f"{key_type(name, certificate.public_key()):13}  by {entry.issuer or 'itself':10}  "
+                    f"until {certificate.not_valid_after_utc:%Y-%m-%d}{note}"
+                )
+        for name, number in left.items():
+            complain("error", f"{number} below {name} left as they are: mend {name}, then run again")
+        if not quiet:
+            print(f"{self.keys}: " + ", ".join(f"{n} {s}" for s, n in self.states.items())
+                  + "; each chain verified by OpenSSL")
+        return 1 if culprits else 0
+
+    def visit(self, entry: Entry) -> tuple[str, x509.Certificate, str]:
+        """Keep or make one entry; return what was done, its certificate, and a note. Raises Fault."""
+        issuer = self.authorities[entry.issuer] if entry.issuer else None
+        folder = os.path.join(self.keys, entry.name)
+        holds = held(folder)
+        key = self.key(entry, folder) if "key.pem" in holds else None
+        files: dict[str, bytes] = {}
+        note = ""
+        state = "kept" if "cert.pem" in holds else "made"
+        if state == "kept":
+            certificate = read_pem(f"{folder}/cert.pem", x509.load_pem_x509_certificate)
+        else:
+            certificate, key = self.make(entry, issuer, folder, holds, key, files)
+            if certificate.not_valid_after_utc < entry.not_after:
+                note = f", with {entry.issuer}"
+        self.check_kept(entry, issuer, folder, holds, key, certificate)
+        ...
