@@ -19,12 +19,12 @@ import signal
 import string
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from cryptography import x509
@@ -205,10 +205,10 @@ def text(value: Any, name: str) -> str:
 def read_entry(where: str, name: str, value: Any) -> Entry:
     """Return one entry; else raise ConfigurationError with its place."""
     is_ca = not where.endswith(f".nodes.{name}")
+    known = ["issuer", "key", "digest", "cipher", "passphrase"]
     with at(where):
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", name):
             raise ValueError("a name is a folder: letters, digits, '.', '_', '-', no dot in front")
-        known = ["issuer", "key", "digest", "cipher", "passphrase"]
         fields = mapping(value, [*known, "subject", "validity", "extensions"])
         required = {"key", "subject", "validity", "extensions"} | (set() if is_ca else {"issuer"})
         if missing := required - fields.keys():
@@ -217,24 +217,21 @@ def read_entry(where: str, name: str, value: Any) -> Entry:
     for item in fields.keys() & set(known):
         with at(f"{where}.{item}"):
             texts[item] = text(fields[item], name)
-    key, digest, cipher = texts["key"], texts.get("digest", "sha256"), texts.get("cipher")
+    key, variable = texts["key"], texts.get("passphrase", "")
     with at(f"{where}.key"):
         bits = re.fullmatch("rsa:([0-9]{4})", key)
-        if key not in KEY_TYPES and not (bits and 2048 <= int(bits[1]) <= 8192):
-            raise ValueError(f"{key!r} is none of rsa:2048 … rsa:8192, {', '.join(KEY_TYPES)}")
+        if not (bits and 2048 <= int(bits[1]) <= 8192):
+            choose(key, KEY_TYPES, "rsa:2048 … rsa:8192")
     with at(f"{where}.digest"):
-        if digest not in DIGESTS:
-            raise ValueError(f"{digest!r} is none of {', '.join(DIGESTS)}")
+        digest = choose(texts.get("digest", "sha256"), DIGESTS)
         if "digest" in texts and key.startswith(WITHOUT_DIGEST):
             raise ValueError(f"{key} signs without one: leave it out, or un-set it with ~")
-    with at(f"{where}.cipher"):
-        if cipher not in (None, "aes-256-cbc"):
-            raise ValueError(f"{cipher!r} is not aes-256-cbc, which is the only one")
-        if cipher and "passphrase" not in texts:
-            raise ValueError("needs the field passphrase, an environment variable's name")
     with at(f"{where}.passphrase"):
-        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", texts.get("passphrase", "_")):
-            raise ValueError(f"{texts['passphrase']!r} can't name an environment variable")
+        if variable and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", variable):
+            raise ValueError(f"{variable!r} can't name an environment variable")
+    with at(f"{where}.cipher"):
+        if choose(texts.get("cipher", ""), {"aes-256-cbc": True, "": False}) and not variable:
+            raise ValueError("needs the field passphrase, an environment variable's name")
     times = read_validity(f"{where}.validity", fields["validity"], is_ca)
     entry = Entry(
         name=name,
@@ -242,8 +239,8 @@ def read_entry(where: str, name: str, value: Any) -> Entry:
         is_ca=is_ca,
         issuer=texts.get("issuer"),
         key=key,
-        digest=DIGESTS[digest],
-        passphrase=texts["passphrase"] if cipher else None,
+        digest=digest,
+        passphrase=variable if "cipher" in texts else None,
         subject=read_subject(f"{where}.subject", name, fields["subject"]),
         not_before=times.get("notBefore", NOW),
         not_after=times["notAfter"],
@@ -285,7 +282,9 @@ def read_time(value: Any) -> datetime:
         elif isinstance(value, date):
             moment = datetime(value.year, value.month, value.day, tzinfo=timezone.utc)
         else:
-            raise ValueError(f"{value!r} is neither like 2027-01-31T12:00:00Z nor like -1d, 12h, 10y")
+            raise ValueError(
+                f"{value!r} is neither like 2027-01-31T12:00:00Z nor like -1d, 12h, 10y"
+            )
     except OverflowError:
         raise ValueError(f"{value} is beyond the year 9999") from None
     if moment.year < 1950:
@@ -428,10 +427,10 @@ def read_extension(name: str, value: str) -> tuple[x509.ExtensionType | None, bo
     return extension, critical
 
 
-def choose(item: str, known: dict[str, Any]) -> Any:
+def choose(item: str, known: dict[str, Any], more: str = "") -> Any:
     """Return what a word stands for; else raise ValueError."""
     if item not in known:
-        raise ValueError(f"{item!r} is none of {', '.join(known)}")
+        raise ValueError(f"{item!r} is none of {', '.join(filter(None, [*known, more]))}")
     return known[item]
 
 
@@ -482,7 +481,9 @@ def check_profile(entry: Entry) -> None:
     constraints = entry.extensions.get("basicConstraints", (None, False))
     if basic_constraints(entry).ca != entry.is_ca:
         raise ValueError("CAs stand under keys and have CA:TRUE; nodes have it not")
-    if entry.is_ca and not (constraints[1] and signs and "subjectKeyIdentifier" in entry.extensions):
+    if entry.is_ca and not (
+        constraints[1] and signs and "subjectKeyIdentifier" in entry.extensions
+    ):
         raise ValueError(
             "a CA needs basicConstraints: critical, CA:TRUE, "
             "keyUsage with keyCertSign and cRLSign, and subjectKeyIdentifier: hash"
@@ -512,118 +513,232 @@ class PassPhrases:
         """Return the pass phrase; ask twice where it encrypts a new key. Raises Fault."""
         if variable not in self.known:
             phrase = os.environ.get(variable)
-            if phrase is None:
-                phrase = self.ask(variable, new)
-            if not 0 < len(os.fsencode(phrase)) < 1024:  # OpenSSL's PEM_BUFSIZE
-                raise Fault(f"{variable}: a pass phrase has 1 to 1023 bytes")
-            self.known[variable] = os.fsencode(phrase)
+            phrase = os.fsencode(ask(variable, new) if phrase is None else phrase)
+            if not 0 < len(phrase) < 1024:  # OpenSSL's PEM_BUFSIZE
+                raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
+            self.known[variable] = phrase
         return self.known[variable]
 
-    def ask(self, variable: str, new: bool) -> str:
-        """Read a pass phrase from the terminal, without echo."""
+
+def ask(variable: str, new: bool) -> str:
+    """Read a pass phrase from the terminal, without echo. Raises Fault."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+    except OSError:
+        raise Fault(f"{variable} is not set, and there is no terminal to ask at") from None
+    for _ in range(2):
         try:
-            os.close(os.open("/dev/tty", os.O_RDWR))
-        except OSError:
-            raise Fault(f"{variable} is not set, and there is no terminal to ask at") from None
-        for _ in range(2):
             phrase = getpass.getpass(f"Enter pass phrase ({variable}): ")
             if not new or phrase == getpass.getpass(f"Verifying - enter it again ({variable}): "):
                 return phrase
-            print("they differ", file=sys.stderr)
-        raise Fault(f"{variable}: the two pass phrases differed twice")
+        except EOFError:
+            raise Fault(f"{variable}: no pass phrase was entered") from None
+        print("The two differ.", file=sys.stderr)
+    raise Fault(f"{variable}: the two pass phrases differed twice")
 
 
-def private_key(path: str, phrase: Callable[[], bytes] | None) -> PrivateKey:
-    """Load a key, with the pass phrase if it is encrypted. Raises Fault, OSError."""
-    data = read(path)
-    try:
-        try:
-            key = serialization.load_pem_private_key(data, None)
-        except TypeError:  # it is encrypted
-            if phrase is None:
-                raise Fault(f"{path}: is encrypted, but its entry has no cipher") from None
-            key = serialization.load_pem_private_key(data, phrase())
-    except (ValueError, UnsupportedAlgorithm):
-        raise Fault(f"{path}: the pass phrase is wrong, or the file is damaged") from None
-    key_type(path, key.public_key())
-    return key  # type: ignore[return-value]  # key_type has refused those that can't sign
+def complain(kind: str, problem: object) -> None:
+    """Print an error or a warning as one line on standard error."""
+    if isinstance(problem, OSError):
+        problem = f"{problem.filename}: {problem.strerror}"
+    print(f"{SCRIPT}: {kind}: {problem}", file=sys.stderr, flush=True)
 
 
-def key_type(path: str, key: object) -> str:
-    """Return a public key's type as the configuration spells it. Raises Fault if it is too weak."""
-    name = ""
-    if isinstance(key, rsa.RSAPublicKey):
-        name = f"rsa:{key.key_size}" if key.key_size >= 2048 else ""
-    elif isinstance(key, ec.EllipticCurvePublicKey):
-        name = f"ec:{key.curve.name}".replace("secp256r1", "prime256v1")
-    else:
-        words = re.match("(Ed|MLDSA)([0-9]+)", type(key).__name__)
-        name = f"{words[1]}{words[2]}".lower().replace("mldsa", "ml-dsa-") if words else ""
-    if name not in KEY_TYPES and not name.startswith("rsa:"):
-        raise Fault(f"{path}: its key is too weak, or of a type that can't be used here")
-    return name
+def pem(objects: Iterable[Any]) -> bytes:
+    """Return certificates, requests or lists, one after the other."""
+    return b"".join(each.public_bytes(PEM) for each in objects)
 
 
 def read(path: str) -> bytes:
-    """Return a file's content; one larger than anything that belongs here is refused."""
+    """Return a file's content, up to far more than anything here needs."""
     with open(path, "rb") as file:
-        data = file.read(1 << 26)
-    return data
+        return file.read(1 << 26)
 
 
 def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
-    """Load an object from a PEM file. Raises Fault, OSError."""
+    """Return what a PEM file holds. Raises Fault, OSError."""
     try:
         return load(read(path))
     except (ValueError, UnsupportedAlgorithm):
-        raise Fault(f"{path}: damaged, or not what its name says") from None
+        raise Fault(f"{path}: is damaged, or not what its name says") from None
 
 
 def write_new(path: str, data: bytes) -> None:
-    """Write a file that was not there; a key is for its owner only from the first moment on."""
+    """Write a file that was not there; a key is its owner's only, from the first moment on."""
     mode = 0o600 if path.endswith("key.pem") else 0o644
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        try:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with open(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None  # ENOSPC names no file
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None  # ENOSPC comes without a name
 
 
-def write(folder: str, files: dict[str, bytes]) -> bool:
-    """Write what is new or differs, whole or not at all; tell whether anything was."""
-    if not os.path.isdir(folder) or not os.listdir(folder):
+def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
+    """Write what is new or differs: an empty folder whole, else each file whole, or not at all."""
+    if not holds:
         part = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.part")
         os.mkdir(part, 0o700)
         for name, data in files.items():
             write_new(os.path.join(part, name), data)
-        os.rename(part, folder)  # a link in its place makes this fail
-        return True
-    changed = False
+        os.rename(part, folder)  # over nothing or an empty folder; a link in its place is an error
+        return
     for name, data in files.items():
         path = os.path.join(folder, name)
-        if os.path.exists(path) and read(path) == data:
-            continue
-        part = os.path.join(folder, f".{name}.part")
-        write_new(part, data)
-        os.rename(part, path)
-        changed = True
-    return changed
+        if name not in holds or read(path) != data:
+            part = os.path.join(folder, f".{name}.part")
+            write_new(part, data)
+            os.rename(part, path)
 
 
 def held(folder: str) -> set[str]:
-    """Return the names of a folder's files, less what a killed run left there."""
-    if not os.path.lexists(folder):
-        return set()
-    names = set(os.listdir(folder))
-    for name in [name for name in names if name.startswith(".") and name.endswith(".part")]:
+    """Return the names of what a folder holds, cleared of what a killed run left there."""
+    names = set(os.listdir(folder)) if os.path.lexists(folder) else set()
+    for name in [name for name in names if re.fullmatch("[.].+[.]part", name)]:
         path = os.path.join(folder, name)
-        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+        remove = shutil.rmtree if os.path.isdir(path) and not os.path.islink(path) else os.unlink
+        remove(path)
         names.remove(name)
     return names
 
 
-# --- Certificates and revocation lists ------------------------------------------------------------
+def locked(keys: str) -> int:
+    """Return a descriptor that holds the keys folder's lock, which dies with the process."""
+    os.makedirs(keys, 0o700, exist_ok=True)
+    lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+# --- Keys, certificates and revocation lists ------------------------------------------------------
+
+
+def key_type(path: str, key: Any) -> str:
+    """Return a public key's type as the configuration spells it. Raises Fault for a weak one."""
+    name = type(key).__name__.removesuffix("PublicKey").lower().replace("mldsa", "ml-dsa-")
+    if isinstance(key, rsa.RSAPublicKey):
+        name = f"rsa:{key.key_size}"
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        name = f"ec:{key.curve.name.replace('secp256r1', 'prime256v1')}"
+    if name not in KEY_TYPES and not (isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048):
+        raise Fault(f"{path}: a key of type {name} is too weak, or can't be used here")
+    return name
+
+
+def generate(name: str) -> PrivateKey:
+    """Return a new private key of a type that the configuration names."""
+    if name.startswith("rsa:"):
+        return rsa.generate_private_key(public_exponent=65537, key_size=int(name[4:]))
+    return KEY_TYPES[name]()
+
+
+def digest(entry: Entry, key: PrivateKey) -> hashes.HashAlgorithm | None:
+    """Return what a key signs with; it may be of another type than its entry says."""
+    without = key_type(entry.name, key.public_key()).startswith(WITHOUT_DIGEST)
+    return None if without else entry.digest
+
+
+def key_identifier(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
+    """Return a CA's subjectKeyIdentifier, which strict verification has found to be there."""
+    return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+
+
+def profile(
+    entry: Entry, key: PublicKey, issuer: x509.Certificate | None
+) -> Iterator[tuple[x509.ExtensionType, bool]]:
+    """Yield the extensions and whether they are critical (RFC 5280, section 4.2)."""
+    own = x509.SubjectKeyIdentifier.from_public_key(key)
+    for name, (value, critical) in entry.extensions.items():
+        if name == "subjectKeyIdentifier":
+            yield own, critical
+        elif name == "authorityKeyIdentifier":
+            above = key_identifier(issuer) if issuer else own
+            from_issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
+            yield from_issuer(above), critical
+        elif value is not None:
+            yield value, critical
+
+
+def certify(
+    entry: Entry, key: PublicKey, issuer: Authority | None, signer: PrivateKey
+) -> x509.Certificate:
+    """Return a new certificate for a public key, ending with its issuer at the latest."""
+    above = issuer.certificate if issuer else None
+    ends = min(entry.not_after, above.not_valid_after_utc) if above else entry.not_after
+    builder = x509.CertificateBuilder()
+    builder = builder.issuer_name(above.subject if above else entry.subject)
+    builder = builder.subject_name(entry.subject).public_key(key)
+    builder = builder.serial_number(x509.random_serial_number())  # 159 random bits
+    builder = builder.not_valid_before(entry.not_before).not_valid_after(ends)
+    for value, critical in profile(entry, key, above):
+        builder = builder.add_extension(value, critical)
+    return builder.sign(signer, digest(issuer.entry if issuer else entry, signer))
+
+
+def differences(
+    entry: Entry, path: str, certificate: x509.Certificate, issuer: x509.Certificate | None
+) -> list[str]:
+    """Return in what a certificate says something else than the configuration. Raises Fault."""
+    key: Any = certificate.public_key()
+    differs = ["subject"] * (certificate.subject != entry.subject)
+    differs += ["key type"] * (key_type(path, key) != entry.key)
+    found = {
+        (each.oid, each.critical, each.value.public_bytes()) for each in certificate.extensions
+    }
+    wanted = {(v.oid, critical, v.public_bytes()) for v, critical in profile(entry, key, issuer)}
+    names = {v.oid: name for name, (v, _) in entry.extensions.items() if v is not None}
+    oids = {oid for oid, _, _ in found ^ wanted}
+    return differs + sorted(names.get(oid, f"extension {oid.dotted_string}") for oid in oids)
+
+
+def next_list(
+    entry: Entry, ca: x509.Certificate, key: PrivateKey, old: x509.CertificateRevocationList | None
+) -> x509.CertificateRevocationList:
+    """Return a CA's next revocation list, with all entries of the old one (RFC 5280, section 5)."""
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_identifier(ca))
+    begins = max(ca.not_valid_before_utc, NOW - timedelta(days=1))  # for clocks that are behind
+    ends = min(entry.next_update or ca.not_valid_after_utc, ca.not_valid_after_utc)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject)
+    builder = builder.last_update(begins).next_update(ends)
+    builder = builder.add_extension(x509.CRLNumber(list_number(old) + 1), critical=False)
+    builder = builder.add_extension(identifier, critical=False)
+    for revoked in () if old is None else old:
+        builder = builder.add_revoked_certificate(revoked)
+    return builder.sign(key, digest(entry, key))
+
+
+def list_number(revocation_list: x509.CertificateRevocationList | None) -> int:
+    """Return a list's number (RFC 5280, section 5.2.3); 0 where there is none."""
+    if revocation_list is None:
+        return 0
+    try:
+        return revocation_list.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return 0
+
+
+def is_list_of(ca: x509.Certificate, revocation_list: x509.CertificateRevocationList) -> bool:
+    """Tell whether a CA signed a list."""
+    key: Any = ca.public_key()
+    return revocation_list.issuer == ca.subject and revocation_list.is_signature_valid(key)
+
+
+def last_third(begins: datetime, ends: datetime) -> bool:
+    """Tell whether the last third of a life has begun."""
+    return NOW >= ends - (ends - begins) / 3
+
+
+def cross_certificate(folder: str, ca: x509.Certificate) -> bytes:
+    """Return a higher CA's certificate for the trust anchor's own name and key. Raises Fault."""
+    path = os.path.join(folder, "cross.pem")
+    cross: x509.Certificate = read_pem(path, x509.load_pem_x509_certificate)
+    if (cross.subject, cross.public_key()) != (ca.subject, ca.public_key()) or cross == ca:
+        raise Fault(f"{path}: is no higher CA's certificate for the name and the key of {folder}")
+    return pem([cross])
 
 
 @dataclass(frozen=True)
@@ -631,31 +746,31 @@ class Authority:
     """A CA that stands verified: all that its children need of it."""
 
     entry: Entry
+    folder: str
     certificate: x509.Certificate
-    key: Callable[[], PrivateKey] | None  # None: its key is not at hand
+    key: PrivateKey | None  # None: not at hand
     chain: list[x509.Certificate]  # itself, then its issuers; the trust anchor is the last
     lists: list[x509.CertificateRevocationList]  # its own, then its issuers'; none if one lacks
-    cross: bytes  # the anchor's certificate from a higher CA, as PEM
-    recorded: set[str]  # the names of the files in its issued/
+    cross: bytes  # the trust anchor's cross.pem
+    recorded: set[str]  # what its issued/ holds
 
     @cached_property
     def store(self) -> crypto.X509Store:
-        """What OpenSSL verifies its children by: the anchor, and the lists of all CAs between."""
+        """The trust anchor, the lists of all CAs down to this one, and OpenSSL's strict mode."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(self.chain[-1]))
-        flags = crypto.X509StoreFlags.X509_STRICT
-        if self.lists:
-            flags |= crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
+        store.set_flags(crypto.X509StoreFlags.X509_STRICT)
         for revocation_list in self.lists:
             store.add_crl(revocation_list)
-        store.set_flags(flags)
+            check_all = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
+            store.set_flags(check_all)
         return store
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify a certificate up to the trust anchor. Raises Fault."""
-        signed_with = certificate.signature_hash_algorithm
-        if signed_with is not None and signed_with.name in ("md5", "sha1"):
-            raise Fault(f"{path}: signed with {signed_with.name}, which can be forged")
+        algorithm = certificate.signature_hash_algorithm
+        if algorithm is not None and algorithm.name in ("md5", "sha1"):
+            raise Fault(f"{path}: is signed with {algorithm.name}, which can be forged")
         between = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
         leaf = crypto.X509.from_cryptography(certificate)
         try:
@@ -663,96 +778,15 @@ class Authority:
         except crypto.X509StoreContextError as error:
             culprit = error.certificate.to_cryptography()
             whose = "" if culprit == certificate else f" ({culprit.subject.rfc4514_string()})"
-            folder = os.path.dirname(path)
-            raise Fault(f"{path}: {error}{whose}; rm -r {folder} and a new run replace it") from None
+            advice = f"rm -r {os.path.dirname(path)} and a new run make it anew"
+            raise Fault(f"{path}: {error}{whose}; {advice}") from None
 
-
-def profile(
-    entry: Entry, key: PublicKey, issuer: x509.Certificate | None
-) -> Iterator[tuple[x509.ExtensionType, bool]]:
-    """Yield the extensions, with those that follow from keys (RFC 5280, section 4.2.1.2)."""
-    for name, (value, critical) in entry.extensions.items():
-        if name == "subjectKeyIdentifier":
-            value = x509.SubjectKeyIdentifier.from_public_key(key)
-        elif name == "authorityKeyIdentifier" and issuer:
-            known = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-            value = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known)
-        elif name == "authorityKeyIdentifier":
-            value = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-        assert value is not None
-        yield value, critical
-
-
-def digest(entry: Entry, key: PrivateKey) -> hashes.HashAlgorithm | None:
-    """Return what a CA's key signs with; the key may be of another type than its entry says."""
-    name = key_type(entry.name, key.public_key())
-    return None if name.startswith(WITHOUT_DIGEST) else entry.digest
-
-
-def certify(
-    entry: Entry, key: PublicKey, issuer: Authority | None, signer: PrivateKey
-) -> x509.Certificate:
-    """Return a new certificate for a public key, ending with its issuer at the latest."""
-    ends = [entry.not_after] + ([issuer.certificate.not_valid_after_utc] if issuer else [])
-    builder = x509.CertificateBuilder()
-    builder = builder.issuer_name(issuer.certificate.subject if issuer else entry.subject)
-    builder = builder.subject_name(entry.subject).public_key(key)
-    builder = builder.serial_number(x509.random_serial_number())  # 159 bits
-    builder = builder.not_valid_before(entry.not_before).not_valid_after(min(ends))
-    for value, critical in profile(entry, key, issuer.certificate if issuer else None):
-        builder = builder.add_extension(value, critical)
-    return builder.sign(signer, digest(issuer.entry if issuer else entry, signer))
-
-
-def differences(
-    entry: Entry, certificate: x509.Certificate, issuer: x509.Certificate | None, path: str
-) -> list[str]:
-    """Return in what a certificate does not say what the configuration says. Raises Fault."""
-    key: Any = certificate.public_key()
-    found = {(e.oid, e.critical, e.value.public_bytes()) for e in certificate.extensions}
-    wanted = {(v.oid, critical, v.public_bytes()) for v, critical in profile(entry, key, issuer)}
-    names = {oid._name if "nknown" not in oid._name else oid.dotted_string
-             for oid, _, _ in found ^ wanted}
-    differs = sorted(names)
-    if key_type(path, key) != entry.key:
-        differs.insert(0, "key type")
-    if certificate.subject != entry.subject:
-        differs.insert(0, "subject")
-    return differs
-
-
-def revocation_list(
-    entry: Entry,
-    certificate: x509.Certificate,
-    key: PrivateKey,
-    old: x509.CertificateRevocationList | None,
-) -> x509.CertificateRevocationList:
-    """Return a CA's next list, with all entries of the old one (RFC 5280, section 5)."""
-    number = 0 if old is None else crl_number(old)
-    ends = min(entry.next_update or certificate.not_valid_after_utc, certificate.not_valid_after_utc)
-    begins = max(certificate.not_valid_before_utc, NOW - timedelta(days=1))  # clocks that are behind
-    identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    builder = x509.CertificateRevocationListBuilder().issuer_name(certificate.subject)
-    builder = builder.last_update(begins).next_update(ends)
-    builder = builder.add_extension(x509.CRLNumber(number + 1), critical=False)
-    builder = builder.add_extension(authority, critical=False)
-    for revoked in old if old is not None else ():
-        builder = builder.add_revoked_certificate(revoked)
-    return builder.sign(key, digest(entry, key))
-
-
-def crl_number(revocation_list: x509.CertificateRevocationList) -> int:
-    """Return a list's number (RFC 5280, section 5.2.3); 0 if it has none."""
-    try:
-        return revocation_list.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
-        return 0
-
-
-def due(begins: datetime, ends: datetime) -> bool:
-    """Tell whether the last third of a life has begun."""
-    return NOW >= ends - (ends - begins) / 3
+    def record(self, name: str, certificate: x509.Certificate) -> None:
+        """Put a certificate that this CA signed on record, before it goes anywhere else."""
+        file = f"{name}-{certificate.serial_number:X}.pem"
+        if file not in self.recorded:
+            write(os.path.join(self.folder, "issued"), {file: pem([certificate])}, self.recorded)
+            self.recorded.add(file)
 
 
 # --- The walk -------------------------------------------------------------------------------------
@@ -766,58 +800,265 @@ class Walk:
         self.entries = entries
         self.phrases = PassPhrases()
         self.authorities: dict[str, Authority] = {}
-        self.states: Counter[str] = Counter()
         self.children: dict[str | None, list[str]] = {}
         for entry in entries.values():
             self.children.setdefault(entry.issuer, []).append(entry.name)
 
     def run(self, quiet: bool) -> int:
-        """Visit every entry; return the exit status."""
+        """Visit every entry, the issuers first; return the exit status. Raises Fault, OSError."""
+        for (
+            entry
+        ) in self.entries.values():  # ask before anything is written, not in the midst of it
+            if entry.passphrase and not os.path.lexists(os.path.join(self.keys, entry.name)):
+                self.phrases.get(entry.passphrase, new=True)
+        lock = locked(self.keys)
+        held(self.keys)
         depths: dict[str | None, int] = {None: -1}
-        left: Counter[str] = Counter()  # what hangs under an entry that failed
-        culprits: dict[str, str] = {}
+        failed: dict[str | None, str] = {}  # by name: which entry's failure it hangs under
         for count, (name, entry) in enumerate(self.entries.items(), 1):
             depths[name] = depths[entry.issuer] + 1
-            if entry.issuer in culprits:
-                culprits[name] = culprits[entry.issuer]
-                left[culprits[name]] += 1
+            if entry.issuer in failed:
+                failed[name] = failed[entry.issuer]
                 continue
             try:
-                state, certificate, note = self.visit(entry)
+                state, certificate = self.visit(entry)
             except (Fault, OSError) as error:
                 complain("error", error)
-                culprits[name] = name
+                failed[name] = name
                 continue
-            self.states[state] += 1
             if not quiet:
-                progress = f"[{count:{len(str(len(self.entries)))}}/{len(self.entries)}] "
-                print(
-                    progress * (len(self.entries) > 9)
-                    + f"{'   ' * depths[name] + name:18} {state}  "
-                    f"{key_type(name, certificate.public_key()):13}  by {entry.issuer or 'itself':10}  "
-                    f"until {certificate.not_valid_after_utc:%Y-%m-%d}{note}"
+                total = len(self.entries)
+                progress = f"[{count:{len(str(total))}}/{total}] " if total > 9 else ""
+                print(progress + self.line(entry, depths[name], state, certificate), flush=True)
+        for name, number in Counter(failed.values()).items():
+            if number > 1:
+                complain(
+                    "error", f"{self.keys}: left alone: {number - 1} below {name}, which failed"
                 )
-        for name, number in left.items():
-            complain("error", f"{number} below {name} left as they are: mend {name}, then run again")
-        if not quiet:
-            print(f"{self.keys}: " + ", ".join(f"{n} {s}" for s, n in self.states.items())
-                  + "; each chain verified by OpenSSL")
-        return 1 if culprits else 0
+        os.sync()
+        os.close(lock)
+        return 1 if failed else 0
 
-    def visit(self, entry: Entry) -> tuple[str, x509.Certificate, str]:
-        """Keep or make one entry; return what was done, its certificate, and a note. Raises Fault."""
+    def line(self, entry: Entry, depth: int, state: str, certificate: x509.Certificate) -> str:
+        """Return what a person reads of an entry, indented as in the tree."""
+        name = "  " * depth + entry.name
+        key = key_type(name, certificate.public_key())
+        ends = certificate.not_valid_after_utc
+        issuer = self.authorities[entry.issuer].certificate if entry.issuer else certificate
+        short = ends < entry.not_after and ends == issuer.not_valid_after_utc
+        note = f", with {entry.issuer}" if entry.issuer and short else ""
+        return (
+            f"{name:16}  {state}  {key:13}  by {entry.issuer or 'itself':10}  until {ends:%F}{note}"
+        )
+
+    def visit(self, entry: Entry) -> tuple[str, x509.Certificate]:
+        """Keep or make one entry, verify it, and write what is new. Raises Fault, OSError."""
         issuer = self.authorities[entry.issuer] if entry.issuer else None
         folder = os.path.join(self.keys, entry.name)
+        path = os.path.join(folder, "cert.pem")
         holds = held(folder)
-        key = self.key(entry, folder) if "key.pem" in holds else None
         files: dict[str, bytes] = {}
-        note = ""
-        state = "kept" if "cert.pem" in holds else "made"
-        if state == "kept":
-            certificate = read_pem(f"{folder}/cert.pem", x509.load_pem_x509_certificate)
+        key = self.key(entry, folder, holds)
+        if "cert.pem" in holds:
+            certificate: x509.Certificate = read_pem(path, x509.load_pem_x509_certificate)
         else:
-            certificate, key = self.make(entry, issuer, folder, holds, key, files)
-            if certificate.not_valid_after_utc < entry.not_after:
-                note = f", with {entry.issuer}"
-        self.check_kept(entry, issuer, folder, holds, key, certificate)
-        ...
+            if not holds:
+                key = generate(entry.key)
+                files["key.pem"] = self.encrypted(entry, key)
+            certificate = self.certified(entry, issuer, folder, holds, key, files)
+            files["cert.pem"] = pem([certificate])
+        self.compare(entry, issuer, folder, holds, key, certificate)
+
+        chain = [certificate, *(issuer.chain if issuer else [])]
+        lists = issuer.lists if issuer else []
+        cross = issuer.cross if issuer else b""
+        if entry.is_ca:
+            own = self.own_list(entry, folder, holds, key, certificate)
+            lists = [own, *lists] if own is not None and (lists or not issuer) else []
+            files |= {} if own is None else {"crl.pem": pem([own])}
+            cross = cross_certificate(folder, certificate) if "cross.pem" in holds else cross
+            recorded = held(os.path.join(folder, "issued"))
+            authority = Authority(entry, folder, certificate, key, chain, lists, cross, recorded)
+        elif lists:
+            files["crl.pem"] = pem(lists)
+        (issuer or authority).verify(path, certificate)
+
+        files["fullchain.pem"] = pem(chain[:-1] or chain) + cross
+        files["ca.pem"] = pem(chain[-1:])
+        if issuer:
+            issuer.record(entry.name, certificate)
+        write(folder, files, holds)
+        if entry.is_ca:
+            self.authorities[entry.name] = authority
+        return "kept" if "cert.pem" in holds else "made", certificate
+
+    def key(self, entry: Entry, folder: str, holds: set[str]) -> PrivateKey | None:
+        """Return the folder's key, unless it would take a pass phrase that nothing needs."""
+        path = os.path.join(folder, "key.pem")
+        if not os.path.exists(path):  # a link to a stick that is not plugged in, for one
+            return None
+        if os.stat(path).st_mode & 0o077:
+            complain("warning", f"{path}: others than its owner may read it: chmod 600 {path}")
+        children = self.children.get(entry.name, ())
+        needed = (
+            not holds & {"cert.pem", "csr.pem"}
+            or (entry.is_ca and "crl.pem" not in holds)
+            or not all(os.path.exists(f"{self.keys}/{child}/cert.pem") for child in children)
+        )
+        data = read(path)
+        try:
+            try:
+                key = serialization.load_pem_private_key(data, None)
+                if entry.passphrase:
+                    complain("warning", f"{path}: is not encrypted, though its entry has a cipher")
+            except TypeError:  # it is encrypted
+                variable = entry.passphrase
+                if variable is None or not (needed or self.phrases.at_hand(variable)):
+                    return None
+                key = serialization.load_pem_private_key(data, self.phrases.get(variable))
+        except (ValueError, UnsupportedAlgorithm):
+            raise Fault(f"{path}: the pass phrase is wrong, or the file is damaged") from None
+        key_type(path, key.public_key())
+        return cast(PrivateKey, key)
+
+    def encrypted(self, entry: Entry, key: PrivateKey) -> bytes:
+        """Return a key as PKCS#8: PBES2 with AES-256-CBC, if its entry has a cipher."""
+        how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if entry.passphrase:
+            phrase = self.phrases.get(entry.passphrase, new=True)
+            how = serialization.BestAvailableEncryption(phrase)
+        return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, how)
+
+    def certified(
+        self,
+        entry: Entry,
+        issuer: Authority | None,
+        folder: str,
+        holds: set[str],
+        key: PrivateKey | None,
+        files: dict[str, bytes],
+    ) -> x509.Certificate:
+        """Return a certificate for the folder's key or request. Raises Fault, OSError."""
+        path = os.path.join(folder, "csr.pem")
+        if "csr.pem" in holds:
+            request: x509.CertificateSigningRequest = read_pem(path, x509.load_pem_x509_csr)
+            if not request.is_signature_valid:
+                raise Fault(
+                    f"{path}: its signature is wrong: whoever made it does not have the key"
+                )
+            public: Any = request.public_key()
+            key_type(path, public)
+        elif key is None:
+            raise Fault(
+                f"{folder}: has no key.pem, csr.pem or cert.pem; rm -r {folder} to begin anew"
+            )
+        else:
+            public = key.public_key()
+        signer = issuer.key if issuer else key
+        if signer is not None:
+            return certify(entry, public, issuer, signer)
+        if issuer is None:
+            raise Fault(f"{folder}: is self-signed, and its key.pem is missing")
+        if key is not None and "csr.pem" not in holds:
+            builder = x509.CertificateSigningRequestBuilder().subject_name(entry.subject)
+            files["csr.pem"] = pem([builder.sign(key, digest(entry, key))])
+            write(folder, files, holds)
+        raise Fault(
+            f"{path}: take it to where {entry.issuer}'s key is, "
+            f"put the certificate beside it as cert.pem, and run again"
+        )
+
+    def compare(
+        self,
+        entry: Entry,
+        issuer: Authority | None,
+        folder: str,
+        holds: set[str],
+        key: PrivateKey | None,
+        certificate: x509.Certificate,
+    ) -> None:
+        """Compare a certificate with key, request and configuration. Raises Fault, OSError."""
+        path = os.path.join(folder, "cert.pem")
+        if key is not None and key.public_key() != certificate.public_key():
+            raise Fault(f"{path}: is not for the key in {folder}/key.pem: put back the one that is")
+        if "csr.pem" in holds:
+            request = read_pem(f"{folder}/csr.pem", x509.load_pem_x509_csr)
+            if request.public_key() != certificate.public_key():
+                raise Fault(f"{path}: is not for the key of {folder}/csr.pem: one must go")
+        differs = differences(entry, path, certificate, issuer.certificate if issuer else None)
+        if differs:
+            what = ", ".join(differs)
+            complain("warning", f"{path}: differs from the configuration in {what}; kept as it is")
+        ends = certificate.not_valid_after_utc
+        if (
+            "cert.pem" in holds
+            and last_third(certificate.not_valid_before_utc, ends)
+            and NOW < ends
+        ):
+            complain("warning", f"{path}: in the last third of its life, which ends on {ends:%F}")
+
+    def own_list(
+        self,
+        entry: Entry,
+        folder: str,
+        holds: set[str],
+        key: PrivateKey | None,
+        certificate: x509.Certificate,
+    ) -> x509.CertificateRevocationList | None:
+        """Keep, refresh, restore or begin a CA's list. Raises Fault, OSError."""
+        path = os.path.join(folder, "crl.pem")
+        if "crl.pem" in holds:
+            own = read_pem(path, x509.load_pem_x509_crl)
+            if not is_list_of(certificate, own):
+                raise Fault(f"{path}: is not signed by {folder}: put back the one that is")
+        else:
+            own = self.newest_copy(certificate)
+        if own is None and (key is None or "issued" in holds):
+            if "issued" in holds:
+                raise Fault(
+                    f"{path}: is lost, and no node has a copy: put back the newest there is"
+                )
+            complain("warning", f"{path}: missing: nobody can tell what {entry.name} has revoked")
+            return None
+        if key is not None and (
+            own is None or last_third(own.last_update_utc, own.next_update_utc)
+        ):
+            return next_list(entry, certificate, key, own)
+        if own is not None and NOW >= own.next_update_utc:
+            raise Fault(f"{path}: has expired, and its key is not at hand to make the next one")
+        return own
+
+    def newest_copy(self, ca: x509.Certificate) -> x509.CertificateRevocationList | None:
+        """Return a CA's list with the highest number from the copies in all folders."""
+        copies = []
+        for name in self.entries:
+            path = os.path.join(self.keys, name, "crl.pem")
+            if os.path.exists(path):
+                blocks = re.findall(b"-----BEGIN X509 CRL-.*?-END X509 CRL-----", read(path), re.S)
+                copies += [read_pem_bytes for read_pem_bytes in blocks]
+        lists = [x509.load_pem_x509_crl(block) for block in copies]
+        return max((each for each in lists if is_list_of(ca, each)), key=list_number, default=None)
+
+
+def main() -> int:
+    """Read the command line and walk; return the exit status."""
+    parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
+    add = parser.add_argument
+    add("-c", "--config", default="sros_config.yml", help="the hierarchy (default: %(default)s)")
+    add("-k", "--keys", default="keys", help="the folder of PEM files (default: %(default)s)")
+    add("-q", "--quiet", action="store_true", help="print errors and warnings only")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may leave early
+    os.umask(0o022)  # the modes are chosen file by file
+    try:
+        entries = read_configuration(arguments.config)
+        return Walk(arguments.keys, entries).run(arguments.quiet)
+    except KeyboardInterrupt:
+        return 130
+    except (Fault, OSError) as error:
+        complain("error", error)
+        return 2 if isinstance(error, ConfigurationError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
