@@ -1,0 +1,219 @@
+"""What the tests share: the scripts as processes, a folder of keys, and terminals to type at."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+GENERATE = ROOT / "simple_key_generation.py"
+SERVER = ROOT / "simple_https_server.py"
+CLIENT = ROOT / "simple_https_client.py"
+PHRASES = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros"}
+DEADLINE = 20.0  # seconds; what takes longer hangs
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without pass phrases, with warnings as errors, and what is extra."""
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("_PASSPHRASE")}
+    return {**kept, "PYTHONWARNINGS": "error", **(extra or {})}
+
+
+def run(
+    *command: str | Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, away from any terminal."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment(env),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
+
+
+def generate(
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = PHRASES
+) -> subprocess.CompletedProcess[str]:
+    """Run simple_key_generation.py in a folder."""
+    return run(sys.executable, GENERATE, *arguments, cwd=folder, env=env)
+
+
+def configure(folder: Path, change: Callable[[dict[str, object]], None] | None = None) -> Path:
+    """Put the shipped configuration into a folder, changed if need be, its merges written out."""
+    path = folder / "sros_config.yml"
+    if change is None:
+        shutil.copy(ROOT / "sros_config.yml", path)
+    else:
+        document = yaml.safe_load((ROOT / "sros_config.yml").read_text())
+        # A round trip through text without aliases: a change in one entry stays in that entry.
+        document = yaml.safe_load(yaml.dump(document, Dumper=PlainDumper, sort_keys=False))
+        change(document)
+        path.write_text(yaml.dump(document, Dumper=PlainDumper, sort_keys=False))
+    return path
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes every mapping out instead of naming it."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def openssl(*arguments: str | Path, stdin: str = "") -> str:
+    """Run openssl, which must succeed, and return what it printed."""
+    result = run("openssl", *arguments, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shipped configuration and the keys made from it: to read, not to change."""
+    folder = tmp_path_factory.mktemp("made")
+    configure(folder)
+    result = generate(folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to change."""
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder, symlinks=True)
+    return folder
+
+
+class Server:
+    """A running simple_https_server.py: its port, and what it printed."""
+
+    def __init__(self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = PHRASES) -> None:
+        self.out = cwd / f"out-{time.monotonic_ns()}"
+        self.err = self.out.with_name(self.out.name.replace("out", "err"))
+        command = [sys.executable, str(SERVER), "--port", "0", *arguments]
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        self.wait_for(lambda: "listening" in self.err.read_text())
+        match = re.search(r"listening on \S+ port ([0-9]+)", self.err.read_text())
+        assert match, self.err.read_text()
+        self.port = int(match[1])
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Poll until a condition holds; fail with all that the server printed if it never does."""
+        until = time.monotonic() + DEADLINE
+        while not condition():
+            printed = f"{self.out.read_text()}{self.err.read_text()}"
+            assert time.monotonic() < until and self.process.poll() is None, printed
+            select.select([], [], [], 0.01)
+
+    def printed(self, text: str) -> bool:
+        """Wait until the standard output is exactly a text."""
+        self.wait_for(lambda: self.out.read_text() == text)
+        return True
+
+    def complained(self, text: str) -> bool:
+        """Wait until a text stands on standard error."""
+        self.wait_for(lambda: text in self.err.read_text())
+        return True
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End the server and return its exit status."""
+        self.process.send_signal(how)
+        return self.process.wait(DEADLINE)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers that end with the test."""
+    servers: list[Server] = []
+
+    def start(*arguments: str, env: Mapping[str, str] | None = PHRASES) -> Server:
+        servers.append(Server(*arguments, cwd=tmp_path, env=env))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+def client(
+    port: int, keys: Path, *arguments: str, env: Mapping[str, str] | None = PHRASES
+) -> subprocess.CompletedProcess[str]:
+    """Run simple_https_client.py against a port."""
+    return run(sys.executable, CLIENT, "--port", str(port), "-k", keys, *arguments, env=env)
+
+
+class Terminal:
+    """A process in a pseudo-terminal, to type at."""
+
+    def __init__(
+        self, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.seen = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            if cwd:
+                os.chdir(cwd)
+            words = [str(part) for part in command]
+            os.execvpe(words[0], words, environment(env))
+
+    def expect(self, text: str) -> None:
+        """Read until a text that was not read before appears."""
+        until = time.monotonic() + DEADLINE
+        start = len(self.seen)
+        while text not in self.seen[start:]:
+            assert time.monotonic() < until, self.seen
+            assert self.read(), f"ended: {self.seen}"
+
+    def read(self) -> bool:
+        """Read what is there; False at the end."""
+        if not select.select([self.fd], [], [], 0.1)[0]:
+            return True
+        try:
+            data = os.read(self.fd, 65536)
+        except OSError:  # Linux's way to say that the other side of a terminal is gone
+            return False
+        self.seen += data.decode().replace("\r\n", "\n")
+        return bool(data)
+
+    def type(self, text: str) -> None:
+        """Type a text as it stands; a newline is the return key, \\x03 is Ctrl-C."""
+        os.write(self.fd, text.encode())
+
+    def finish(self) -> int:
+        """Read to the end and return the exit status."""
+        until = time.monotonic() + DEADLINE
+        while self.read():
+            assert time.monotonic() < until, self.seen
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
