@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import getpass
+import glob
 import ipaddress
 import os
 import re
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -82,8 +84,6 @@ EXTENDED_KEY_USAGES = {
     **{"timeStamping": "1.3.6.1.5.5.7.3.8", "OCSPSigning": "1.3.6.1.5.5.7.3.9"},
 }
 ACCESS_METHODS = {"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"}
-# The critical extensions without a field here that OpenSSL enforces; it refuses all others.
-CRITICAL_OIDS = ("2.5.29.33", "2.5.29.36", "2.5.29.54", "1.3.6.1.5.5.7.1.7", "1.3.6.1.5.5.7.1.8")
 
 
 class Fault(Exception):
@@ -153,25 +153,19 @@ def read_configuration(path: str) -> dict[str, Entry]:
             document = yaml.load(file, Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigurationError(f"{path}: {line}{error.problem}") from None
-    except RecursionError:
-        raise ConfigurationError(f"{path}: an alias stands within its own anchor") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigurationError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from None
     if isinstance(document, dict):
         document = {key: item for key, item in document.items() if not str(key).startswith("x-")}
     authorities = read_fields(f"{path}: keys", read_fields(path, document, ["keys"]).get("keys"))
     nodes = read_fields(f"{path}: keys.nodes", authorities.pop("nodes", {}))
-    entries = {}
+    entries: dict[str, Entry] = {}
     for prefix, group in (("keys", authorities), ("keys.nodes", nodes)):
         for name, value in group.items():
-            entry = read_entry(f"{path}: {prefix}.{name}", name, value, prefix == "keys")
-            if name in entries:
-                raise ConfigurationError(f"{entry.where}: {entries[name].where} has that name")
-            entries[name] = entry
+            with at(f"{path}: {prefix}.{name}"):
+                if name in entries:
+                    raise ValueError(f"{entries[name].where} has this name, too")
+            entries[name] = read_entry(f"{path}: {prefix}.{name}", name, value, prefix == "keys")
     return in_walking_order(entries)
 
 
@@ -195,10 +189,9 @@ def read_fields(
 
 def read_text(value: Any, name: str, form: str = "(?s).*") -> str:
     """Return a text value, with the entry's name in place of ``$name``; else raise ValueError."""
-    if isinstance(value, bool):
-        raise ValueError(f"YAML reads NO, off, yes and the like as {value}: put it in quotes")
     if not isinstance(value, str):
-        raise ValueError(f"must be text; YAML reads {value!r} (0123 is octal): put it in quotes")
+        hint = "NO and off are false, 0123 is octal"
+        raise ValueError(f"YAML reads {value!r}, not text ({hint}): put it in quotes")
     try:
         content = string.Template(value).substitute(name=name) if "$" in value else value
     except (KeyError, ValueError):
@@ -243,26 +236,21 @@ def read_entry(where: str, name: str, value: Any, is_ca: bool) -> Entry:
     for item, moment in validity.items():
         with at(f"{where}.validity.{item}"):
             times[item] = read_time(moment)
-            if item == "notBefore" and times[item] > NOW:
-                raise ValueError(f"{moment} is in the future, and nobody could verify it today")
-            if item != "notBefore" and times[item] <= NOW:
-                raise ValueError(f"{moment} is in the past")
-
+            if (times[item] <= NOW) != (item == "notBefore"):
+                raise ValueError(f"{moment} must be {'not ' * (item == 'notBefore')}in the future")
     required = {"basicConstraints", "keyUsage", "subjectKeyIdentifier"} if is_ca else set()
     required |= {"authorityKeyIdentifier"} if "issuer" in texts else set()
     extensions = {}
-    for item, content in read_fields(
-        f"{where}.extensions", fields["extensions"], required=required
-    ).items():
+    contents = read_fields(f"{where}.extensions", fields["extensions"], required=required)
+    for item, content in contents.items():
         with at(f"{where}.extensions.{item}"):
-            extensions[item] = read_extension(item, read_text(content, name))
-            extension = extensions[item][0]
+            extension, critical = read_extension(item, read_text(content, name))
+            extensions[item] = extension, critical
             if isinstance(extension, x509.BasicConstraints) and extension.ca != is_ca:
                 raise ValueError("CA:TRUE is for all entries under keys, and for none under nodes")
-            signs = isinstance(extension, x509.KeyUsage) and (
-                extension.key_cert_sign and extension.crl_sign
-            )
-            if isinstance(extension, x509.KeyUsage) and signs != is_ca:
+            if isinstance(extension, x509.KeyUsage) and (
+                (extension.key_cert_sign, extension.crl_sign) != (is_ca, is_ca)
+            ):
                 raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
     return Entry(
         **texts,
@@ -390,8 +378,6 @@ def read_extension(name: str, value: str) -> tuple[x509.ExtensionType | None, bo
             form = re.fullmatch("DER:((?:[0-9A-Fa-f]{2}[: ]?)+)", ",".join(items))
             if not form or not re.fullmatch("[0-9]+([.][0-9]+)+", name):
                 raise ValueError("is no known field, nor a dotted OID with DER:hex")
-            if critical and name not in CRITICAL_OIDS:
-                raise ValueError("must not be critical: OpenSSL refuses what it doesn't know")
             content = bytes.fromhex(form[1].replace(":", " "))
             extension = x509.UnrecognizedExtension(read_oid(name, {}), content)
     return extension, critical
@@ -437,10 +423,10 @@ def pass_phrase(variable: str, new: bool = False) -> bytes:
     """Return a pass phrase from the environment, or ask, twice for a new key. Raises Fault."""
     if variable not in PHRASES:
         phrase = os.environ.get(variable)
-        phrase = ask(variable, new) if phrase is None else phrase
-        if not 0 < len(os.fsencode(phrase)) < 1024:  # OpenSSL's PEM_BUFSIZE
+        phrase = os.fsencode(ask(variable, new) if phrase is None else phrase)
+        if not 0 < len(phrase) < 1024:  # OpenSSL's PEM_BUFSIZE
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
-        PHRASES[variable] = os.fsencode(phrase)
+        PHRASES[variable] = phrase
     return PHRASES[variable]
 
 
@@ -453,10 +439,8 @@ def ask(variable: str, new: bool) -> str:
             if not new or phrase == getpass.getpass(f"Verifying - enter it again ({variable}): "):
                 return phrase
             print("The two differ.", file=sys.stderr)
-    except OSError:
-        raise Fault(f"{variable} is not set, and there is no terminal to ask at") from None
-    except EOFError:
-        raise Fault(f"{variable}: no pass phrase was entered") from None
+    except (OSError, EOFError):
+        raise Fault(f"{variable} is not set, and no terminal answers: set it") from None
     raise Fault(f"{variable}: the two pass phrases differed twice")
 
 
@@ -467,59 +451,44 @@ def complain(kind: str, problem: object) -> None:
     print(f"{SCRIPT}: {kind}: {problem}", file=sys.stderr, flush=True)
 
 
-def pem(objects: Iterable[Any]) -> bytes:
-    """Return certificates, requests or lists, one after the other."""
+def pem(*objects: Any) -> bytes:
+    """Return certificates, requests or lists as PEM, one after the other."""
     return b"".join(each.public_bytes(PEM) for each in objects)
-
-
-def read(path: str) -> bytes:
-    """Return a file's content, up to far more than anything here needs."""
-    with open(path, "rb") as file:
-        return file.read(1 << 26)
 
 
 def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
     """Return what a PEM file holds. Raises Fault, OSError."""
     try:
-        return load(read(path))
+        return load(Path(path).read_bytes())
     except (ValueError, UnsupportedAlgorithm):
         raise Fault(f"{path}: is damaged, or not what its name says") from None
 
 
 def load_lists(data: bytes) -> list[RevocationList]:
-    """Return all revocation lists of a PEM file; else raise ValueError."""
-    blocks = re.findall(b"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", data, re.DOTALL)
-    if not blocks:
-        raise ValueError("no list")
-    return [x509.load_pem_x509_crl(block) for block in blocks]
-
-
-def write_new(path: str, data: bytes) -> None:
-    """Write a file that was not there; a key is its owner's only, from the first moment on."""
-    mode = 0o600 if path.endswith("key.pem") else 0o644
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None  # ENOSPC comes without a name
+    """Return all revocation lists in a file; else raise ValueError."""
+    blocks = re.split(b"(?<=-----END X509 CRL-----\n)", data.rstrip() + b"\n")
+    return [x509.load_pem_x509_crl(block) for block in blocks if block]
 
 
 def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
-    """Write what is new or differs: an empty folder as a whole, else each file as a whole."""
+    """Write what is new or differs, each file whole; what held nothing appears whole as well."""
+    place = folder
     if not holds:
-        part = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.part")
-        os.mkdir(part, 0o700)
-        for name, data in files.items():
-            write_new(os.path.join(part, name), data)
-        os.rename(part, folder)  # over nothing or an empty folder; a link in its place is an error
-        return
+        place = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.part")
+        os.mkdir(place, 0o700)
     for name, data in files.items():
-        path = os.path.join(folder, name)
-        if name not in holds or read(path) != data:
-            part = os.path.join(folder, f".{name}.part")
-            write_new(part, data)
-            os.rename(part, path)
+        path, part = f"{place}/{name}", f"{place}/.{name}.part"
+        if name in holds and Path(path).read_bytes() == data:
+            continue
+        mode = 0o600 if name == "key.pem" else 0o644  # from the first moment on
+        try:
+            with open(part, "xb", opener=partial(os.open, mode=mode)) as file:
+                file.write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None  # ENOSPC has no name
+        os.rename(part, path)
+    if not holds:
+        os.rename(place, folder)  # over nothing, or an empty folder; never over a link
 
 
 def held(folder: str) -> set[str]:
@@ -533,7 +502,7 @@ def held(folder: str) -> set[str]:
     return names
 
 
-# --- Keys and certificates ------------------------------------------------------------------------
+# --- Keys, certificates and revocation lists ------------------------------------------------------
 
 
 def key_type(path: str, key: Any) -> str:
@@ -575,21 +544,20 @@ class Folder:
     def __init__(self, keys: str, entry: Entry, issuer: Folder | None) -> None:
         self.entry = entry
         self.issuer = issuer
-        self.keys = keys
         self.path = os.path.join(keys, entry.name)
         self.holds = held(self.path)
         self.issued = held(f"{self.path}/issued")
         self.files: dict[str, bytes] = {}  # what it shall hold
         self.key: PrivateKey | None = None  # None: not at hand, or nothing needs it
 
-    def visit(self, needed: bool) -> None:
+    def visit(self, needs_key: bool) -> None:
         """Keep or make everything, verify it, and write what is new. Raises Fault, OSError."""
-        self.load_key(needed)
+        self.load_key(needs_key)
         if "cert.pem" in self.holds:
             self.certificate = read_pem(f"{self.path}/cert.pem", x509.load_pem_x509_certificate)
         else:
             self.certificate = self.certify()
-            self.files["cert.pem"] = pem([self.certificate])
+            self.files["cert.pem"] = pem(self.certificate)
         self.compare()
         above = self.issuer
         self.chain = [self.certificate, *(above.chain if above else [])]
@@ -597,23 +565,22 @@ class Folder:
         self.cross = above.cross if above else self.read_cross()
         if self.entry.is_ca:
             own = self.own_list()
-            self.files |= {} if own is None else {"crl.pem": pem([own])}
+            self.files |= {} if own is None else {"crl.pem": pem(own)}
             self.lists = [] if own is None or (above and not above.lists) else [own, *self.lists]
         elif self.lists:
-            self.files["crl.pem"] = pem(self.lists)
-        (above or self).verify(self.certificate, self.path)
-        self.files["fullchain.pem"] = pem(self.chain[:-1] or self.chain) + self.cross
-        self.files["ca.pem"] = pem(self.chain[-1:])
+            self.files["crl.pem"] = pem(*self.lists)
+        (above or self).verify(f"{self.path}/cert.pem", self.certificate)
+        self.files["fullchain.pem"] = pem(*self.chain[:-1] or self.chain) + self.cross
+        self.files["ca.pem"] = pem(self.chain[-1])
         record = f"{self.entry.name}-{self.certificate.serial_number:X}.pem"
         if above and record not in above.issued:  # before the certificate goes anywhere else
-            write(f"{above.path}/issued", {record: pem([self.certificate])}, above.issued)
+            write(f"{above.path}/issued", {record: pem(self.certificate)}, above.issued)
             above.issued.add(record)
         write(self.path, self.files, self.holds)
 
     def load_key(self, needed: bool) -> None:
         """Load the key, or make one in an empty folder. Raises Fault, OSError."""
-        path = os.path.join(self.path, "key.pem")
-        variable = self.entry.passphrase
+        path, variable = f"{self.path}/key.pem", self.entry.passphrase
         if not self.holds:
             self.key = KEY_TYPES[self.entry.key]()
             how: serialization.KeySerializationEncryption = serialization.NoEncryption()
@@ -621,74 +588,67 @@ class Folder:
                 how = serialization.BestAvailableEncryption(pass_phrase(variable, new=True))
             pkcs8 = serialization.PrivateFormat.PKCS8
             self.files["key.pem"] = self.key.private_bytes(PEM, pkcs8, how)
-        elif os.path.exists(path):  # and not a link to a stick that is elsewhere
-            if os.stat(path).st_mode & 0o077:
-                complain("warning", f"{path}: not for its owner only: chmod 600 {path}")
-            data = read(path)
-            try:
-                if b"ENCRYPTED" not in data:
-                    key: Any = serialization.load_pem_private_key(data, None)
-                    if variable:
-                        complain(
-                            "warning", f"{path}: is not encrypted, though its entry has a cipher"
-                        )
-                elif variable and (needed or variable in PHRASES or variable in os.environ):
-                    key = serialization.load_pem_private_key(data, pass_phrase(variable))
-                elif needed:
-                    raise Fault(f"{path}: is encrypted, and its entry has no cipher and passphrase")
-                else:
-                    return
-            except (ValueError, TypeError, UnsupportedAlgorithm):
-                raise Fault(f"{path}: the pass phrase is wrong, or the file is damaged") from None
-            key_type(path, key.public_key())
-            self.key = key
+        if not os.path.exists(path):  # a link to a stick that is elsewhere does not, either
+            return
+        if os.stat(path).st_mode & 0o077:
+            complain("warning", f"{path}: not for its owner only: chmod 600 {path}")
+        data = Path(path).read_bytes()
+        encrypted = b"ENCRYPTED" in data
+        needed = needed or not self.holds & {"cert.pem", "csr.pem"}
+        needed = needed or (self.entry.is_ca and "crl.pem" not in self.holds)
+        if encrypted and not needed and (variable or "") not in os.environ.keys() | PHRASES.keys():
+            return
+        if encrypted and not variable:
+            raise Fault(f"{path}: is encrypted, and its entry has no cipher")
+        if variable and not encrypted:
+            complain("warning", f"{path}: is not encrypted, though its entry has a cipher")
+        phrase = pass_phrase(variable) if variable and encrypted else None
+        try:
+            key: Any = serialization.load_pem_private_key(data, phrase)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise Fault(f"{path}: the pass phrase is wrong, or the file is damaged") from None
+        key_type(path, key.public_key())
+        self.key = key
 
     def sign(self, builder: Any) -> Any:
         """Sign a certificate, request or list with this folder's key."""
         assert self.key is not None
-        name = key_type(self.path, self.key.public_key())
-        return builder.sign(
-            self.key, None if name.startswith(WITHOUT_DIGEST) else self.entry.digest
-        )
+        without = key_type(self.path, self.key.public_key()).startswith(WITHOUT_DIGEST)
+        return builder.sign(self.key, None if without else DIGESTS[self.entry.digest])
 
     def certify(self) -> x509.Certificate:
-        """Return a certificate for the folder's key or request. Raises Fault, OSError."""
-        path = os.path.join(self.path, "csr.pem")
+        """Return a certificate for the folder's request or key. Raises Fault, OSError."""
+        path = f"{self.path}/csr.pem"
+        signer = self.issuer or self
         if "csr.pem" in self.holds:
-            request: x509.CertificateSigningRequest = read_pem(path, x509.load_pem_x509_csr)
+            request = read_pem(path, x509.load_pem_x509_csr)
             if not request.is_signature_valid:
                 raise Fault(f"{path}: its signature is wrong: its maker did not have the key")
-            public: Any = request.public_key()
-            key_type(path, public)
         elif self.key is not None:
-            public = self.key.public_key()
+            request = self.sign(x509.CertificateSigningRequestBuilder(self.entry.subject))
         else:
             raise Fault(f"{self.path}: has no key.pem, csr.pem or cert.pem: rm -r {self.path}")
-        signer = self.issuer or self
-        if signer.key is None and self.issuer is None:
-            raise Fault(f"{self.path}: is self-signed, and its key.pem is not there")
+        if signer.key is None and signer is self:
+            raise Fault(f"{path}: this is self-signed, and key.pem is not there to sign it")
         if signer.key is None:
-            if "csr.pem" not in self.holds:
-                builder = x509.CertificateSigningRequestBuilder().subject_name(self.entry.subject)
-                self.files["csr.pem"] = pem([self.sign(builder)])
-                write(self.path, self.files, self.holds)
-            raise Fault(
-                f"{path}: take it to where {signer.path}/key.pem is now, "
-                f"put the certificate beside it as cert.pem, and run again"
-            )
-        ends = self.entry.not_after
-        if self.issuer:
-            ends = min(ends, self.issuer.certificate.not_valid_after_utc)
-        certificate = x509.CertificateBuilder()
-        certificate = certificate.subject_name(self.entry.subject).public_key(public)
-        certificate = certificate.issuer_name(
-            self.issuer.certificate.subject if self.issuer else self.entry.subject
+            write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
+            where = f"take it to where {signer.path}/key.pem is"
+            raise Fault(f"{path}: {where}, put cert.pem beside it, and run again")
+        key_type(path, request.public_key())
+        ends = [self.entry.not_after]
+        ends += [self.issuer.certificate.not_valid_after_utc] if self.issuer else []
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(self.entry.subject)
+            .issuer_name(self.issuer.certificate.subject if self.issuer else self.entry.subject)
+            .public_key(request.public_key())
+            .serial_number(x509.random_serial_number())  # 159 random bits
+            .not_valid_before(self.entry.not_before)
+            .not_valid_after(min(ends))
         )
-        certificate = certificate.serial_number(x509.random_serial_number())  # 159 random bits
-        certificate = certificate.not_valid_before(self.entry.not_before).not_valid_after(ends)
-        for value, critical in self.profile(public):
-            certificate = certificate.add_extension(value, critical)
-        return cast(x509.Certificate, signer.sign(certificate))
+        for value, critical in self.profile(request.public_key()):
+            builder = builder.add_extension(value, critical)
+        return cast(x509.Certificate, signer.sign(builder))
 
     def profile(self, key: Any) -> Iterator[tuple[x509.ExtensionType, bool]]:
         """Yield the extensions that a certificate for a key has, and whether they are critical."""
@@ -707,11 +667,13 @@ class Folder:
         """Compare the certificate with key, request and configuration. Raises Fault, OSError."""
         certificate, path = self.certificate, f"{self.path}/cert.pem"
         public: Any = certificate.public_key()
-        if self.key is not None and self.key.public_key() != public:
-            raise Fault(f"{path}: is for another key than {self.path}/key.pem")
+        others = {} if self.key is None else {"key.pem": self.key.public_key()}
         if "csr.pem" in self.holds:
-            if read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr).public_key() != public:
-                raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
+            request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
+            others["csr.pem"] = request.public_key()
+        for name, other in others.items():
+            if other != public:
+                raise Fault(f"{path}: is for another key than {self.path}/{name}")
         found = {(e.oid, e.critical, e.value.public_bytes()) for e in certificate.extensions}
         wanted = {(v.oid, critical, v.public_bytes()) for v, critical in self.profile(public)}
         differs = sorted({oid._name for oid, _, _ in found ^ wanted})
@@ -720,8 +682,8 @@ class Folder:
         if differs:
             what = ", ".join(differs)
             complain("warning", f"{path}: kept, but {self.entry.where} has another {what}")
-        ends = certificate.not_valid_after_utc
-        if "cert.pem" in self.holds and in_last_third(certificate.not_valid_before_utc, ends):
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if "cert.pem" in self.holds and in_last_third(begins, ends):
             complain("warning", f"{path}: in the last third of its life, which ends on {ends:%F}")
 
     def read_cross(self) -> bytes:
@@ -730,81 +692,72 @@ class Folder:
             return b""
         path, anchor = f"{self.path}/cross.pem", self.certificate
         cross: x509.Certificate = read_pem(path, x509.load_pem_x509_certificate)
-        same = cross.subject == anchor.subject and cross.public_key() == anchor.public_key()
+        same = (cross.subject, cross.public_key()) == (anchor.subject, anchor.public_key())
         if not same or cross.issuer == anchor.subject:
-            raise Fault(
-                f"{path}: is no higher CA's certificate for the name and key of {self.path}"
-            )
-        return pem([cross])
+            raise Fault(f"{path}: is no higher CA's certificate for {self.path}'s name and key")
+        return pem(cross)
 
     def own_list(self) -> RevocationList | None:
-        """Keep, refresh, restore or begin a CA's list (RFC 5280, section 5). Raises Fault, OSError."""
+        """Keep, refresh, restore or begin a CA's list (RFC 5280, section 5). Raises Fault."""
         path, ca = f"{self.path}/crl.pem", self.certificate
         public: Any = ca.public_key()
         places = [path]
-        if "crl.pem" not in self.holds:  # the nodes have copies
-            places = [f"{each.path}/crl.pem" for each in os.scandir(self.keys)]
-        lists = [
-            each
-            for place in places
-            if os.path.exists(place)
-            for each in read_pem(place, load_lists)
-            if each.issuer == ca.subject and each.is_signature_valid(public)
-        ]
-        own = max(lists, key=list_number, default=None)
-        if own is None and "crl.pem" in self.holds:
-            raise Fault(f"{path}: is not signed by {self.path}: put back the list that is")
-        if own is None and self.issued:
-            raise Fault(
-                f"{path}: is lost, and no node has a copy: put back the newest that you have"
-            )
+        if "crl.pem" not in self.holds:  # the nodes have copies of it
+            places = glob.glob(f"{glob.escape(os.path.dirname(self.path))}/*/crl.pem")
+        lists = [each for place in places for each in read_pem(place, load_lists)]
+        lists = [x for x in lists if x.issuer == ca.subject and x.is_signature_valid(public)]
+        own: RevocationList | None = max(lists, key=list_number, default=None)
+        if own is None and (self.issued or "crl.pem" in self.holds):
+            raise Fault(f"{path}: is lost, or not this CA's own: put back the newest there is")
         if own is None and self.key is None:
             complain("warning", f"{path}: is missing: no node below can check who is revoked")
             return None
-        if own is not None and not in_last_third(own.last_update_utc, own.next_update_utc or NOW):
+        ends = None if own is None else own.next_update_utc
+        if own is not None and ends and not in_last_third(own.last_update_utc, ends):
             return own
         if self.key is None:
-            if own.next_update_utc <= NOW:
+            if ends and ends <= NOW:
                 raise Fault(f"{path}: has expired; the next one takes {self.path}/key.pem")
             complain("warning", f"{path}: in the last third of its life; the next takes its key")
             return own
         ends = min(self.entry.next_update or ca.not_valid_after_utc, ca.not_valid_after_utc)
-        begins = max(ca.not_valid_before_utc, NOW - timedelta(days=1))  # for clocks that are behind
-        builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject)
-        builder = builder.last_update(begins).next_update(ends)
-        number = 1 if own is None else list_number(own) + 1
-        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
-        builder = builder.add_extension(key_identifier(ca), critical=False)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(ca.subject)
+            .last_update(max(ca.not_valid_before_utc, NOW - timedelta(days=1)))  # for slow clocks
+            .next_update(ends)
+            .add_extension(x509.CRLNumber(1 if own is None else list_number(own) + 1), False)
+            .add_extension(key_identifier(ca), False)
+        )
         for revoked in [] if own is None else own:
             builder = builder.add_revoked_certificate(revoked)
-        return self.sign(builder)
+        return cast(RevocationList, self.sign(builder))
 
     @cached_property
     def store(self) -> crypto.X509Store:
         """What OpenSSL verifies this CA's children by: the anchor, all lists, strict mode."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(self.chain[-1]))
-        flags = crypto.X509StoreFlags.X509_STRICT
+        store.set_flags(crypto.X509StoreFlags.X509_STRICT)
         for each in self.lists:
             store.add_crl(each)
-            flags |= crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
-        store.set_flags(flags)
+            check_all = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
+            store.set_flags(check_all)
         return store
 
-    def verify(self, certificate: x509.Certificate, folder: str) -> None:
+    def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify what this CA signed, up to the trust anchor. Raises Fault."""
         algorithm = certificate.signature_hash_algorithm
         if algorithm is not None and algorithm.name in ("md5", "sha1"):
-            raise Fault(f"{folder}/cert.pem: is signed with {algorithm.name}, which can be forged")
+            raise Fault(f"{path}: is signed with {algorithm.name}, which can be forged")
         between = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
         leaf = crypto.X509.from_cryptography(certificate)
         try:
             crypto.X509StoreContext(self.store, leaf, between).verify_certificate()
         except crypto.X509StoreContextError as error:
-            culprit = error.certificate.to_cryptography()
-            whose = "" if culprit == certificate else f" ({culprit.subject.rfc4514_string()})"
-            advice = f"rm -r {folder} and a new run make it anew"
-            raise Fault(f"{folder}/cert.pem: {error}{whose}; {advice}") from None
+            whose = error.certificate.to_cryptography().subject.rfc4514_string()
+            advice = f"rm -r {os.path.dirname(path)} and a new run make it anew"
+            raise Fault(f"{path}: {error} ({whose}); {advice}") from None
 
     def line(self, depth: int) -> str:
         """Return what a person reads of it, indented as in the tree."""
@@ -822,15 +775,18 @@ class Folder:
 def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
     """Visit every entry, the issuers first; return the exit status. Raises Fault, OSError."""
     for entry in entries.values():  # ask before anything is written, not in the midst of it
-        if entry.passphrase and not os.path.lexists(os.path.join(keys, entry.name)):
+        if entry.passphrase and not os.path.lexists(f"{keys}/{entry.name}"):
             pass_phrase(entry.passphrase, new=True)
-    lock = locked(keys)
+    os.makedirs(keys, 0o700, exist_ok=True)
+    lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)  # ends with this process, however it ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     held(keys)
-    waiting = {
-        entry.issuer
-        for entry in entries.values()
-        if not os.path.exists(f"{keys}/{entry.name}/cert.pem")
-    }
+    uncertified = [e for e in entries.values() if not os.path.exists(f"{keys}/{e.name}/cert.pem")]
+    signers = {entry.issuer for entry in uncertified}
     authorities: dict[str | None, Folder] = {}
     depths: dict[str | None, int] = {None: -1}
     failed: dict[str | None, str] = {}  # by name: the entry whose failure it hangs under
@@ -841,7 +797,7 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
             continue
         try:
             folder = Folder(keys, entry, authorities.get(entry.issuer))
-            folder.visit(needed=name in waiting or entry.issuer is None)
+            folder.visit(needs_key=name in signers)
         except (Fault, OSError) as error:
             complain("error", error)
             failed[name] = name
@@ -849,27 +805,13 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
         if entry.is_ca:
             authorities[name] = folder
         if not quiet:
-            width = len(str(len(entries)))
-            progress = f"[{count:{width}}/{len(entries)}] " if len(entries) > 9 else ""
-            print(progress + folder.line(depths[name]), flush=True)
+            progress = f"[{count:{len(str(len(entries)))}}/{len(entries)}] "
+            print(progress * (len(entries) > 9) + folder.line(depths[name]), flush=True)
     for name, number in Counter(failed.values()).items():
         if number > 1:
             complain("error", f"{keys}: left alone: {number - 1} below {name}, which failed")
     os.sync()
-    os.close(lock)
     return 1 if failed else 0
-
-
-def locked(keys: str) -> int:
-    """Return a descriptor that holds the keys folder's lock, which dies with the process."""
-    os.makedirs(keys, 0o700, exist_ok=True)
-    lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
 
 
 def main() -> int:
@@ -883,8 +825,7 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may leave early
     os.umask(0o022)  # the modes are chosen file by file
     try:
-        entries = read_configuration(arguments.config)
-        return walk(arguments.keys, entries, arguments.quiet)
+        return walk(arguments.keys, read_configuration(arguments.config), arguments.quiet)
     except KeyboardInterrupt:
         return 130
     except (Fault, OSError) as error:
