@@ -20,10 +20,10 @@ import signal
 import string
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -55,24 +55,33 @@ KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
     "ml-dsa-87": mldsa.MLDSA87PrivateKey.generate,
 }
 WITHOUT_DIGEST = ("ed25519", "ed448", "ml-dsa-")  # the key types that hash by themselves
-DIGESTS = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
+Digest = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
+DIGESTS: dict[str, Digest] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
+}
 
-# The forms of text fields, as regular expressions.
-NAME_FORM = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
-ENTRY_FORMS = {
-    "issuer": NAME_FORM,
+NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
+TIME = (
+    "[+-]?[0-9]{1,7}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9:.]+ ?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
+    "issuer": NAME,
     "key": "ec:(prime256v1|secp384r1|secp521r1)|rsa:[0-9]+|ed25519|ed448|ml-dsa-(44|65|87)",
     "digest": "sha256|sha384|sha512",
     "cipher": "aes-256-cbc",
     "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
-}
-SUBJECT_FORMS = {  # with the bounds of RFC 5280, appendix A.1
-    **dict.fromkeys(["organizationName", "organizationalUnitName", "commonName"], ".{1,64}"),
-    **dict.fromkeys(["stateOrProvinceName", "localityName", "streetAddress"], ".{1,128}"),
-    **{"countryName": "[A-Z]{2}", "postalCode": ".{1,40}", "userId": ".{1,256}"},
-    "serialNumber": "[A-Za-z0-9 '()+,./:=?-]{1,64}",
-    "domainComponent": "[A-Za-z0-9-]{1,63}",
-    "emailAddress": "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}",
+    **dict.fromkeys(["validity.notBefore", "validity.notAfter", "validity.nextUpdate"], TIME),
+    "subject.countryName": "[A-Z]{2}",
+    "subject.stateOrProvinceName": ".{1,128}",
+    "subject.localityName": ".{1,128}",
+    "subject.organizationName": ".{1,64}",
+    "subject.organizationalUnitName": ".{1,64}",
+    "subject.commonName": ".{1,64}",
+    "subject.serialNumber": "[A-Za-z0-9 '()+,./:=?-]{1,64}",
+    "subject.domainComponent": "[A-Za-z0-9-]{1,63}",
+    "subject.emailAddress": "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}",
 }
 KEY_USAGES = [  # in the order of their bits
     *("digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment"),
@@ -104,33 +113,35 @@ class Entry:
     name: str
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
+    issuer: str | None  # None: self-signed
     key: str
+    digest: Digest
+    passphrase: str | None  # the environment variable; None: the key is not encrypted
     subject: x509.Name
-    not_before: datetime
-    not_after: datetime
+    times: dict[str, datetime]  # notBefore, notAfter, nextUpdate
     extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
-    issuer: str | None = None  # None: self-signed
-    digest: str = "sha256"
-    passphrase: str | None = None  # the environment variable; None: the key is not encrypted
-    next_update: datetime | None = None  # of a CA's list; None: as long as the CA
 
 
 class Loader(yaml.CSafeLoader):
-    """PyYAML's loader, less two things that it lets pass: fields twice, and recursive aliases."""
+    """PyYAML's loader, but timestamps stay text, and no field twice nor alias within its anchor."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self.deep_construct = True  # makes PyYAML refuse an alias within its own anchor
+        self.deep_construct = True  # makes PyYAML refuse recursive aliases
         self.checked: set[yaml.Node] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Look at each mapping once, before its merges are resolved."""
-        if node not in self.checked:
-            self.checked.add(node)
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for name, count in Counter(names).items():
-                if count > 1:
-                    raise yaml.MarkedYAMLError(None, None, f"{name!r} twice", node.start_mark)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if node not in self.checked and len(set(names)) < len(names):
+            name = Counter(names).most_common(1)[0][0]
+            raise yaml.MarkedYAMLError(None, None, f"{name!r} stands twice", node.start_mark)
+        self.checked.add(node)
         super().flatten_mapping(node)
 
 
@@ -155,39 +166,28 @@ def read_configuration(path: str) -> dict[str, Entry]:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from None
-    if isinstance(document, dict):
-        document = {key: item for key, item in document.items() if not str(key).startswith("x-")}
-    authorities = read_fields(f"{path}: keys", read_fields(path, document, ["keys"]).get("keys"))
-    nodes = read_fields(f"{path}: keys.nodes", authorities.pop("nodes", {}))
+    with at(path):
+        if not isinstance(document, dict) or not isinstance(document.get("keys"), dict):
+            raise ValueError("must be a mapping with the field keys, a mapping of entries")
+        for name in document:
+            if name != "keys" and not str(name).startswith("x-"):
+                raise ValueError(f"{name}: unknown field; there is keys, and x-… for anchors")
+    authorities = dict(document["keys"])
+    nodes = authorities.pop("nodes", None) or {}
     entries: dict[str, Entry] = {}
-    for prefix, group in (("keys", authorities), ("keys.nodes", nodes)):
-        for name, value in group.items():
-            with at(f"{path}: {prefix}.{name}"):
-                if name in entries:
-                    raise ValueError(f"{entries[name].where} has this name, too")
-            entries[name] = read_entry(f"{path}: {prefix}.{name}", name, value, prefix == "keys")
+    with at(f"{path}: keys.nodes"):
+        if not isinstance(nodes, dict):
+            raise ValueError("must be a mapping of entries")
+        if both := nodes.keys() & authorities.keys():
+            raise ValueError(f"{min(both)} stands under keys, too, and would be the same folder")
+    for name, value in authorities.items():
+        entries[name] = read_entry(f"{path}: keys.{name}", name, value, is_ca=True)
+    for name, value in nodes.items():
+        entries[name] = read_entry(f"{path}: keys.nodes.{name}", name, value, is_ca=False)
     return in_walking_order(entries)
 
 
-def read_fields(
-    where: str, value: Any, known: Iterable[str] | None = None, required: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Return a mapping's fields, without those un-set by ``~``; else raise ConfigurationError."""
-    with at(where):
-        if not isinstance(value, dict):
-            raise ValueError("must be a mapping of fields to their values")
-        for name in value:
-            if not isinstance(name, str):
-                raise ValueError(f"YAML reads the field {name!r} not as text: put it in quotes")
-            if known is not None and name not in known:
-                raise ValueError(f"unknown field {name!r}; there are {', '.join(sorted(known))}")
-        fields = {name: item for name, item in value.items() if item is not None}
-        if missing := sorted(set(required) - fields.keys()):
-            raise ValueError(f"the field {missing[0]} is missing")
-    return fields
-
-
-def read_text(value: Any, name: str, form: str = "(?s).*") -> str:
+def read_text(value: Any, name: str, form: str = ".+") -> str:
     """Return a text value, with the entry's name in place of ``$name``; else raise ValueError."""
     if not isinstance(value, str):
         hint = "NO and off are false, 0123 is octal"
@@ -201,125 +201,115 @@ def read_text(value: Any, name: str, form: str = "(?s).*") -> str:
     return content
 
 
-def read_entry(where: str, name: str, value: Any, is_ca: bool) -> Entry:
+def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
     """Return one entry; else raise ConfigurationError with its place."""
-    required = {"key", "subject", "validity", "extensions"} | ({"issuer"} if not is_ca else set())
-    fields = read_fields(where, value, {*ENTRY_FORMS, *required}, required)
     with at(where):
-        read_text(name, "", NAME_FORM)
+        read_text(name, "", NAME)
+        if not isinstance(value, dict):
+            raise ValueError("must be a mapping of fields to their values")
     texts: dict[str, str] = {}
-    for item, form in ENTRY_FORMS.items():
-        with at(f"{where}.{item}"):
-            if item in fields:
-                texts[item] = read_text(fields[item], name, form)
-            if item == "key" and texts[item] not in KEY_TYPES:
-                raise ValueError(f"{texts[item]} must have 2048 to 8192 bits, a multiple of 8")
-            if item == "digest" and item in texts and texts["key"].startswith(WITHOUT_DIGEST):
-                raise ValueError(f"{texts['key']} signs without one: leave it out, or set it to ~")
-            if item == "passphrase" and "cipher" in texts and item not in texts:
-                raise ValueError("is missing: the environment variable that cipher needs")
-    if not texts.pop("cipher", None):
-        texts.pop("passphrase", None)
-
-    subject = []
-    for item, content in read_fields(f"{where}.subject", fields["subject"], SUBJECT_FORMS).items():
-        with at(f"{where}.subject.{item}"):
-            oid = getattr(NameOID, re.sub("([A-Z])", r"_\1", item).upper())
-            subject.append(x509.NameAttribute(oid, read_text(content, name, SUBJECT_FORMS[item])))
-    with at(f"{where}.subject"):
-        if not subject:
-            raise ValueError("is empty")
-
+    subject: list[x509.NameAttribute[str | bytes]] = []
     times = {"notBefore": NOW}
-    known = ["notBefore", "notAfter", "nextUpdate"][: 3 if is_ca else 2]
-    validity = read_fields(f"{where}.validity", fields["validity"], known, {"notAfter"})
-    for item, moment in validity.items():
-        with at(f"{where}.validity.{item}"):
-            times[item] = read_time(moment)
-            if (times[item] <= NOW) != (item == "notBefore"):
-                raise ValueError(f"{moment} must be {'not ' * (item == 'notBefore')}in the future")
-    required = {"basicConstraints", "keyUsage", "subjectKeyIdentifier"} if is_ca else set()
-    required |= {"authorityKeyIdentifier"} if "issuer" in texts else set()
     extensions = {}
-    contents = read_fields(f"{where}.extensions", fields["extensions"], required=required)
-    for item, content in contents.items():
-        with at(f"{where}.extensions.{item}"):
-            extension, critical = read_extension(item, read_text(content, name))
-            extensions[item] = extension, critical
-            if isinstance(extension, x509.BasicConstraints) and extension.ca != is_ca:
-                raise ValueError("CA:TRUE is for all entries under keys, and for none under nodes")
-            if isinstance(extension, x509.KeyUsage) and (
-                (extension.key_cert_sign, extension.crl_sign) != (is_ca, is_ca)
-            ):
-                raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
+    for path, item in flat(value):
+        group, _, field = path.partition(".")
+        with at(f"{where}.{path}"):
+            if path not in FORMS and group != "extensions":
+                raise ValueError(f"unknown; there are extensions, {', '.join(FORMS)}")
+            content = texts[path] = read_text(item, name, FORMS.get(path, ".+"))
+            if group == "subject":
+                oid = getattr(NameOID, re.sub("([A-Z])", r"_\1", field).upper())
+                subject.append(x509.NameAttribute(oid, content))
+            elif group == "validity":
+                times[field] = read_time(field, content)
+            elif group == "extensions":
+                extensions[field] = read_extension(field, content, is_ca)
+    identifiers = ["subjectKeyIdentifier"] * is_ca + ["authorityKeyIdentifier"] * (
+        "issuer" in texts
+    )
+    with at(where):
+        for path in ("key", "validity.notAfter", *([] if is_ca else ["issuer"])):
+            if path not in texts:
+                raise ValueError(f"{path} is missing")
+        for field in [*(["basicConstraints", "keyUsage"] if is_ca else []), *identifiers]:
+            if field not in extensions:
+                raise ValueError(f"extensions.{field} is missing")
+        if not subject:
+            raise ValueError("subject is missing")
+        if texts["key"] not in KEY_TYPES:
+            raise ValueError(f"key: {texts['key']} must have 2048 to 8192 bits, a multiple of 8")
+        if "digest" in texts and texts["key"].startswith(WITHOUT_DIGEST):
+            raise ValueError(f"digest: {texts['key']} signs without one: un-set it with ~")
+        if "cipher" in texts and "passphrase" not in texts:
+            raise ValueError("passphrase is missing: the environment variable that cipher needs")
+        if "nextUpdate" in times and not is_ca:
+            raise ValueError("validity.nextUpdate: only a CA has a revocation list")
     return Entry(
-        **texts,
         name=name,
         where=where,
         is_ca=is_ca,
+        issuer=texts.get("issuer"),
+        key=texts["key"],
+        digest=DIGESTS[texts.get("digest", "sha256")],
+        passphrase=texts["passphrase"] if "cipher" in texts else None,
         subject=x509.Name(subject),
-        not_before=times["notBefore"],
-        not_after=times["notAfter"],
-        next_update=times.get("nextUpdate"),
+        times=times,
         extensions=extensions,
     )
 
 
-def read_time(value: Any) -> datetime:
+def flat(value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield an entry's fields by path, such as subject.commonName, but those un-set by ``~``."""
+    for name, item in value.items():
+        below = item.items() if isinstance(item, dict) else [(None, item)]
+        for field, content in below:
+            if content is not None:
+                yield (f"{name}" if field is None else f"{name}.{field}"), content
+
+
+def read_time(field: str, value: str) -> datetime:
     """Return a timestamp, or an offset from now (a year has 365 days); else raise ValueError."""
-    offset = re.fullmatch("([+-]?[0-9]{1,7})([hdwy])", str(value))
+    offset = re.fullmatch("([+-]?[0-9]+)([hdwy])", value)
     try:
         if offset:
             hours = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[offset[2]]
             moment = NOW + timedelta(hours=int(offset[1]) * hours)
-        elif isinstance(value, datetime):
-            moment = value.astimezone(timezone.utc) if value.tzinfo else value
-        elif isinstance(value, date):
-            moment = datetime(value.year, value.month, value.day)
         else:
-            raise ValueError(
-                f"{value!r} is neither like 2027-01-31T12:00:00Z nor like -1d, 12h, 10y"
-            )
+            moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+            moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
     except OverflowError:
-        raise ValueError(f"{value} is beyond the year 9999") from None
-    if moment.year < 1950:
-        raise ValueError(f"{value} is before 1950, where certificates begin")
-    return moment.replace(microsecond=0, tzinfo=timezone.utc)
+        raise ValueError(f"{value} is not within the years 1 to 9999") from None
+    if moment.year < 1950 or (moment <= NOW) != (field == "notBefore"):
+        raise ValueError(f"{value} is in the wrong part of time: notBefore <= now < all others")
+    return moment.replace(microsecond=0)
 
 
 def in_walking_order(entries: dict[str, Entry]) -> dict[str, Entry]:
     """Return the entries depth first from the roots; raise ConfigurationError for what can't be."""
-    children: dict[str | None, list[Entry]] = {}
-    for entry in entries.values():
+    positions = {name: position for position, name in enumerate(entries)}
+    paths = {}
+    for name, entry in entries.items():
+        path = [name]
         with at(f"{entry.where}.issuer"):
-            if entry.issuer and not (entry.issuer in entries and entries[entry.issuer].is_ca):
-                raise ValueError(f"there is no CA {entry.issuer!r} under keys")
-        children.setdefault(entry.issuer, []).append(entry)
-    ordered: dict[str, Entry] = {}
-    stack = [(entry, 10**6) for entry in reversed(children.get(None, []))]
-    while stack:
-        entry, admitted = stack.pop()  # how many CAs in a row may stand here, with this one
-        ordered[entry.name] = entry
-        constraints, _ = entry.extensions.get("basicConstraints", (None, False))
-        if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
-            with at(f"{entry.where}.issuer"):
-                if admitted < 1:
-                    raise ValueError("more CAs in a row than the pathlen of one above admits")
-            if constraints.path_length is not None:
-                admitted = min(admitted, constraints.path_length + 1)
-        stack += [(child, admitted - 1) for child in reversed(children.get(entry.name, []))]
-    for entry in entries.values():
-        with at(f"{entry.where}.issuer"):
-            if entry.name not in ordered:
-                raise ValueError("leads round in a circle, to no self-signed CA")
-    return ordered
+            while (issuer := entries[path[0]].issuer) is not None:
+                if issuer not in entries or not entries[issuer].is_ca:
+                    raise ValueError(f"there is no CA {issuer!r} under keys")
+                if issuer in path:
+                    raise ValueError("leads round in a circle, to no self-signed CA")
+                constraints: Any = entries[issuer].extensions["basicConstraints"][0]
+                limit = constraints.path_length
+                if limit is not None and len(path) - (not entry.is_ca) > limit:
+                    raise ValueError(f"more CAs in a row than {issuer}'s pathlen:{limit} admits")
+                path.insert(0, issuer)
+        paths[name] = [positions[each] for each in path]
+    return {name: entries[name] for name in sorted(entries, key=paths.__getitem__)}
 
 
 # --- Extensions, written as in OpenSSL's x509v3_config(5) -----------------------------------------
 
 
 @cache  # the entries of a fleet have most of their values in common
-def read_extension(name: str, value: str) -> tuple[x509.ExtensionType | None, bool]:
+def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionType | None, bool]:
     """Return a value, or None if it follows from a key, and whether it is critical.
 
     Raises ValueError. The forms are those of RFC 5280, section 4.2.
@@ -339,10 +329,14 @@ def read_extension(name: str, value: str) -> tuple[x509.ExtensionType | None, bo
                 raise ValueError(f"{value!r} is neither CA:FALSE nor like CA:TRUE, pathlen:0")
             path_length = int(form[2]) if form[2] else None
             extension = x509.BasicConstraints(form[1] == "TRUE", path_length)
+            if extension.ca != is_ca:
+                raise ValueError("CA:TRUE is for all entries under keys, and for none under nodes")
         case "keyUsage":
             if unknown := set(items) - set(KEY_USAGES):
                 raise ValueError(f"{min(unknown)!r} is none of {', '.join(KEY_USAGES)}")
             extension = x509.KeyUsage(*(usage in items for usage in KEY_USAGES))
+            if not is_ca == extension.key_cert_sign == extension.crl_sign:
+                raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
         case "extendedKeyUsage":
             oids = [read_oid(item, EXTENDED_KEY_USAGES) for item in items]
             extension = x509.ExtendedKeyUsage(oids)
@@ -408,10 +402,11 @@ def read_name(item: str, constraint: bool = False, only: str = "") -> x509.Gener
     if not re.fullmatch(forms[kind], value):
         raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
     if kind == "IP":
-        address = ipaddress.ip_network if constraint else ipaddress.ip_address
-        return x509.IPAddress(address(value))
-    types = {"DNS": x509.DNSName, "URI": x509.UniformResourceIdentifier, "email": x509.RFC822Name}
-    return types[kind](value)
+        address = ipaddress.ip_network(value) if constraint else ipaddress.ip_address(value)
+        return x509.IPAddress(address)
+    if kind == "DNS":
+        return x509.DNSName(value)
+    return x509.RFC822Name(value) if kind == "email" else x509.UniformResourceIdentifier(value)
 
 
 # --- Pass phrases and files -----------------------------------------------------------------------
@@ -422,8 +417,8 @@ PHRASES: dict[str, bytes] = {}  # by environment variable, once asked for
 def pass_phrase(variable: str, new: bool = False) -> bytes:
     """Return a pass phrase from the environment, or ask, twice for a new key. Raises Fault."""
     if variable not in PHRASES:
-        phrase = os.environ.get(variable)
-        phrase = os.fsencode(ask(variable, new) if phrase is None else phrase)
+        given = os.environ.get(variable)
+        phrase = os.fsencode(ask(variable, new) if given is None else given)
         if not 0 < len(phrase) < 1024:  # OpenSSL's PEM_BUFSIZE
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
         PHRASES[variable] = phrase
@@ -614,7 +609,7 @@ class Folder:
         """Sign a certificate, request or list with this folder's key."""
         assert self.key is not None
         without = key_type(self.path, self.key.public_key()).startswith(WITHOUT_DIGEST)
-        return builder.sign(self.key, None if without else DIGESTS[self.entry.digest])
+        return builder.sign(self.key, None if without else self.entry.digest)
 
     def certify(self) -> x509.Certificate:
         """Return a certificate for the folder's request or key. Raises Fault, OSError."""
@@ -635,7 +630,7 @@ class Folder:
             where = f"take it to where {signer.path}/key.pem is"
             raise Fault(f"{path}: {where}, put cert.pem beside it, and run again")
         key_type(path, request.public_key())
-        ends = [self.entry.not_after]
+        ends = [self.entry.times["notAfter"]]
         ends += [self.issuer.certificate.not_valid_after_utc] if self.issuer else []
         builder = (
             x509.CertificateBuilder()
@@ -643,7 +638,7 @@ class Folder:
             .issuer_name(self.issuer.certificate.subject if self.issuer else self.entry.subject)
             .public_key(request.public_key())
             .serial_number(x509.random_serial_number())  # 159 random bits
-            .not_valid_before(self.entry.not_before)
+            .not_valid_before(self.entry.times["notBefore"])
             .not_valid_after(min(ends))
         )
         for value, critical in self.profile(request.public_key()):
@@ -720,7 +715,9 @@ class Folder:
                 raise Fault(f"{path}: has expired; the next one takes {self.path}/key.pem")
             complain("warning", f"{path}: in the last third of its life; the next takes its key")
             return own
-        ends = min(self.entry.next_update or ca.not_valid_after_utc, ca.not_valid_after_utc)
+        ends = min(
+            self.entry.times.get("nextUpdate", ca.not_valid_after_utc), ca.not_valid_after_utc
+        )
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(ca.subject)
@@ -764,7 +761,7 @@ class Folder:
         state = "kept" if "cert.pem" in self.holds else "made"
         key = key_type(self.path, self.certificate.public_key())
         by, ends = self.entry.issuer or "itself", self.certificate.not_valid_after_utc
-        note = f", with {by}" if state == "made" and ends < self.entry.not_after else ""
+        note = f", with {by}" if state == "made" and ends < self.entry.times["notAfter"] else ""
         name = "  " * depth + self.entry.name
         return f"{name:16}  {state}  {key:13}  by {by:10}  until {ends:%F}{note}"
 
