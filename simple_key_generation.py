@@ -23,10 +23,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from cryptography import x509
@@ -41,7 +41,6 @@ RevocationList = x509.CertificateRevocationList
 
 SCRIPT = "simple_key_generation.py"
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
-PEM = serialization.Encoding.PEM
 
 KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
     **{f"rsa:{n}": partial(rsa.generate_private_key, 65537, n) for n in range(2048, 8193, 8)},
@@ -55,17 +54,8 @@ KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
     "ml-dsa-87": mldsa.MLDSA87PrivateKey.generate,
 }
 WITHOUT_DIGEST = ("ed25519", "ed448", "ml-dsa-")  # the key types that hash by themselves
-Digest = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
-DIGESTS: dict[str, Digest] = {
-    "sha256": hashes.SHA256(),
-    "sha384": hashes.SHA384(),
-    "sha512": hashes.SHA512(),
-}
-
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
-TIME = (
-    "[+-]?[0-9]{1,7}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9:.]+ ?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
-)
+TIME = "[+-]?[0-9]{1,7}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
     "key": "ec:(prime256v1|secp384r1|secp521r1)|rsa:[0-9]+|ed25519|ed448|ml-dsa-(44|65|87)",
@@ -92,6 +82,8 @@ EXTENDED_KEY_USAGES = {
     **{"codeSigning": "1.3.6.1.5.5.7.3.3", "emailProtection": "1.3.6.1.5.5.7.3.4"},
     **{"timeStamping": "1.3.6.1.5.5.7.3.8", "OCSPSigning": "1.3.6.1.5.5.7.3.9"},
 }
+POLICIES = {"anyPolicy": "2.5.29.32.0"}
+KNOWN_OIDS = {f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37)}  # they have a field
 ACCESS_METHODS = {"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"}
 
 
@@ -115,7 +107,7 @@ class Entry:
     is_ca: bool
     issuer: str | None  # None: self-signed
     key: str
-    digest: Digest
+    digest: str
     passphrase: str | None  # the environment variable; None: the key is not encrypted
     subject: x509.Name
     times: dict[str, datetime]  # notBefore, notAfter, nextUpdate
@@ -123,12 +115,7 @@ class Entry:
 
 
 class Loader(yaml.CSafeLoader):
-    """PyYAML's loader, but timestamps stay text, and no field twice nor alias within its anchor."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-    }
+    """PyYAML's loader, less two things that it lets pass: fields twice, and recursive aliases."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -171,7 +158,7 @@ def read_configuration(path: str) -> dict[str, Entry]:
             raise ValueError("must be a mapping with the field keys, a mapping of entries")
         for name in document:
             if name != "keys" and not str(name).startswith("x-"):
-                raise ValueError(f"{name}: unknown field; there is keys, and x-… for anchors")
+                raise ValueError(f"unknown field {name!r}; there is keys, and x-… for anchors")
     authorities = dict(document["keys"])
     nodes = authorities.pop("nodes", None) or {}
     entries: dict[str, Entry] = {}
@@ -190,14 +177,13 @@ def read_configuration(path: str) -> dict[str, Entry]:
 def read_text(value: Any, name: str, form: str = ".+") -> str:
     """Return a text value, with the entry's name in place of ``$name``; else raise ValueError."""
     if not isinstance(value, str):
-        hint = "NO and off are false, 0123 is octal"
-        raise ValueError(f"YAML reads {value!r}, not text ({hint}): put it in quotes")
+        raise ValueError("YAML reads no text here (NO is false, 0123 is octal): put it in quotes")
     try:
         content = string.Template(value).substitute(name=name) if "$" in value else value
     except (KeyError, ValueError):
-        raise ValueError(f"{value!r}: only $name is known; $$ is the sign itself") from None
+        raise ValueError("only $name is known; $$ is the sign itself") from None
     if not re.fullmatch(form, content) or not content.isprintable():
-        raise ValueError(f"{content!r} is not of the form {form}")
+        raise ValueError(f"is not of the form {form}")
     return content
 
 
@@ -207,41 +193,42 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         read_text(name, "", NAME)
         if not isinstance(value, dict):
             raise ValueError("must be a mapping of fields to their values")
-    texts: dict[str, str] = {}
+    texts: dict[str, str] = {}  # by path, such as subject.commonName
     subject: list[x509.NameAttribute[str | bytes]] = []
     times = {"notBefore": NOW}
     extensions = {}
-    for path, item in flat(value):
-        group, _, field = path.partition(".")
-        with at(f"{where}.{path}"):
-            if path not in FORMS and group != "extensions":
-                raise ValueError(f"unknown; there are extensions, {', '.join(FORMS)}")
-            content = texts[path] = read_text(item, name, FORMS.get(path, ".+"))
-            if group == "subject":
-                oid = getattr(NameOID, re.sub("([A-Z])", r"_\1", field).upper())
-                subject.append(x509.NameAttribute(oid, content))
-            elif group == "validity":
-                times[field] = read_time(field, content)
-            elif group == "extensions":
-                extensions[field] = read_extension(field, content, is_ca)
-    identifiers = ["subjectKeyIdentifier"] * is_ca + ["authorityKeyIdentifier"] * (
-        "issuer" in texts
-    )
+    for group, part in value.items():
+        for field, item in part.items() if isinstance(part, dict) else [("", part)]:
+            path = f"{group}.{field}" if field else f"{group}"
+            with at(f"{where}.{path}: {item!r}"):
+                if path not in FORMS and group != "extensions":
+                    raise ValueError(f"unknown field; there are {', '.join(FORMS)}, extensions")
+                if item is None:  # un-set
+                    continue
+                if isinstance(item, date):
+                    item = item.isoformat()
+                content = texts[path] = read_text(item, name, FORMS.get(path, ".+"))
+                if group == "subject":
+                    oid = getattr(NameOID, re.sub("([A-Z])", r"_\1", field).upper())
+                    subject.append(x509.NameAttribute(oid, content))
+                elif group == "validity":
+                    times[field] = read_time(field, content)
+                elif group == "extensions":
+                    extensions[field] = read_extension(field, content, is_ca)
+    required = ["key", "validity.notAfter", *([] if is_ca else ["issuer"])]
+    required += ["passphrase"] if "cipher" in texts else []
+    known = ("basicConstraints", "keyUsage", "subjectKeyIdentifier")
+    required += [f"extensions.{field}" for field in known] if is_ca else []
+    required += ["extensions.authorityKeyIdentifier"] if "issuer" in texts else []
     with at(where):
-        for path in ("key", "validity.notAfter", *([] if is_ca else ["issuer"])):
-            if path not in texts:
-                raise ValueError(f"{path} is missing")
-        for field in [*(["basicConstraints", "keyUsage"] if is_ca else []), *identifiers]:
-            if field not in extensions:
-                raise ValueError(f"extensions.{field} is missing")
+        if missing := [path for path in required if path not in texts]:
+            raise ValueError(f"{missing[0]}: is missing")
         if not subject:
-            raise ValueError("subject is missing")
+            raise ValueError("subject: is missing")
         if texts["key"] not in KEY_TYPES:
             raise ValueError(f"key: {texts['key']} must have 2048 to 8192 bits, a multiple of 8")
         if "digest" in texts and texts["key"].startswith(WITHOUT_DIGEST):
             raise ValueError(f"digest: {texts['key']} signs without one: un-set it with ~")
-        if "cipher" in texts and "passphrase" not in texts:
-            raise ValueError("passphrase is missing: the environment variable that cipher needs")
         if "nextUpdate" in times and not is_ca:
             raise ValueError("validity.nextUpdate: only a CA has a revocation list")
     return Entry(
@@ -250,21 +237,12 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         is_ca=is_ca,
         issuer=texts.get("issuer"),
         key=texts["key"],
-        digest=DIGESTS[texts.get("digest", "sha256")],
+        digest=texts.get("digest", "sha256"),
         passphrase=texts["passphrase"] if "cipher" in texts else None,
         subject=x509.Name(subject),
         times=times,
         extensions=extensions,
     )
-
-
-def flat(value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield an entry's fields by path, such as subject.commonName, but those un-set by ``~``."""
-    for name, item in value.items():
-        below = item.items() if isinstance(item, dict) else [(None, item)]
-        for field, content in below:
-            if content is not None:
-                yield (f"{name}" if field is None else f"{name}.{field}"), content
 
 
 def read_time(field: str, value: str) -> datetime:
@@ -278,9 +256,9 @@ def read_time(field: str, value: str) -> datetime:
             moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
             moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
     except OverflowError:
-        raise ValueError(f"{value} is not within the years 1 to 9999") from None
+        raise ValueError("is not within the years 1 to 9999") from None
     if moment.year < 1950 or (moment <= NOW) != (field == "notBefore"):
-        raise ValueError(f"{value} is in the wrong part of time: notBefore <= now < all others")
+        raise ValueError("is in the wrong part of time: notBefore <= now < all others")
     return moment.replace(microsecond=0)
 
 
@@ -318,60 +296,53 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
     critical = items[0] == "critical"
     items = items[critical:]
     if not items or not all(items) or len(set(items)) < len(items):
-        raise ValueError(f"{value!r} has an empty part, or one that stands twice")
-    if critical and name.endswith("KeyIdentifier"):
-        raise ValueError("must not be critical")
+        raise ValueError("has an empty part, or one that stands twice")
     extension: x509.ExtensionType | None = None
     match name:
         case "basicConstraints":
             form = re.fullmatch("CA:(TRUE|FALSE)(?:,pathlen:([0-9]{1,4}))?", ",".join(items))
-            if not form or (form[1] == "FALSE" and form[2]):
-                raise ValueError(f"{value!r} is neither CA:FALSE nor like CA:TRUE, pathlen:0")
-            path_length = int(form[2]) if form[2] else None
-            extension = x509.BasicConstraints(form[1] == "TRUE", path_length)
-            if extension.ca != is_ca:
-                raise ValueError("CA:TRUE is for all entries under keys, and for none under nodes")
+            if not form or (form[1] == "TRUE") != is_ca or (form[2] and not is_ca):
+                raise ValueError("must be CA:FALSE under nodes, else like CA:TRUE, pathlen:0")
+            extension = x509.BasicConstraints(is_ca, int(form[2]) if form[2] else None)
         case "keyUsage":
-            if unknown := set(items) - set(KEY_USAGES):
-                raise ValueError(f"{min(unknown)!r} is none of {', '.join(KEY_USAGES)}")
             extension = x509.KeyUsage(*(usage in items for usage in KEY_USAGES))
+            if not set(items) <= set(KEY_USAGES):
+                raise ValueError(f"must be some of {', '.join(KEY_USAGES)}")
             if not is_ca == extension.key_cert_sign == extension.crl_sign:
                 raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
         case "extendedKeyUsage":
             oids = [read_oid(item, EXTENDED_KEY_USAGES) for item in items]
             extension = x509.ExtendedKeyUsage(oids)
-        case "subjectKeyIdentifier":
-            if items != ["hash"]:
-                raise ValueError(f"{value!r} must be hash")
-        case "authorityKeyIdentifier":
-            if items not in (["keyid"], ["keyid:always"]):
-                raise ValueError(f"{value!r} must be keyid (issuer breaks when that is renewed)")
+        case "subjectKeyIdentifier" | "authorityKeyIdentifier":
+            wanted = "hash" if name.startswith("s") else "keyid"
+            if critical or items != [wanted]:
+                raise ValueError(f"must be {wanted}, and not critical")
         case "subjectAltName":
             extension = x509.SubjectAlternativeName([read_name(item) for item in items])
         case "nameConstraints":
             trees: dict[str, list[x509.GeneralName]] = {"permitted": [], "excluded": []}
             for kind, _, tree in (item.partition(";") for item in items):
-                if kind not in trees:
-                    raise ValueError(f"{kind!r} is neither permitted nor excluded")
+                if kind not in trees or not is_ca:
+                    raise ValueError("must be like permitted;DNS:.example, excluded;…, for a CA")
                 trees[kind].append(read_name(tree, constraint=True))
             extension = x509.NameConstraints(trees["permitted"] or None, trees["excluded"] or None)
         case "certificatePolicies":
-            policies = [x509.PolicyInformation(read_oid(item, {}), None) for item in items]
+            policies = [x509.PolicyInformation(read_oid(item, POLICIES), None) for item in items]
             extension = x509.CertificatePolicies(policies)
         case "crlDistributionPoints":
             places = [[read_name(item, only="URI")] for item in items]
             points = [x509.DistributionPoint(place, None, None, None) for place in places]
             extension = x509.CRLDistributionPoints(points)
         case "authorityInfoAccess":
-            parts = [item.partition(";") for item in items]
-            extension = x509.AuthorityInformationAccess(
-                x509.AccessDescription(read_oid(how, ACCESS_METHODS), read_name(uri, only="URI"))
-                for how, _, uri in parts
-            )
+            accesses = []
+            for method, _, uri in (item.partition(";") for item in items):
+                oid = read_oid(method, ACCESS_METHODS)
+                accesses.append(x509.AccessDescription(oid, read_name(uri, only="URI")))
+            extension = x509.AuthorityInformationAccess(accesses)
         case _:
             form = re.fullmatch("DER:((?:[0-9A-Fa-f]{2}[: ]?)+)", ",".join(items))
-            if not form or not re.fullmatch("[0-9]+([.][0-9]+)+", name):
-                raise ValueError("is no known field, nor a dotted OID with DER:hex")
+            if not form or not re.fullmatch("[0-9]+([.][0-9]+)+", name) or name in KNOWN_OIDS:
+                raise ValueError("is no known field, nor another dotted OID with DER:hex")
             content = bytes.fromhex(form[1].replace(":", " "))
             extension = x509.UnrecognizedExtension(read_oid(name, {}), content)
     return extension, critical
@@ -382,7 +353,7 @@ def read_oid(item: str, names: dict[str, str]) -> x509.ObjectIdentifier:
     try:
         return x509.ObjectIdentifier(names.get(item, item))
     except ValueError:
-        raise ValueError(f"{item!r} is none of {', '.join([*names, 'dotted OID'])}") from None
+        raise ValueError(f"{item!r} is none of {', '.join(names)}, nor a dotted OID") from None
 
 
 def read_name(item: str, constraint: bool = False, only: str = "") -> x509.GeneralName:
@@ -411,7 +382,7 @@ def read_name(item: str, constraint: bool = False, only: str = "") -> x509.Gener
 
 # --- Pass phrases and files -----------------------------------------------------------------------
 
-PHRASES: dict[str, bytes] = {}  # by environment variable, once asked for
+PHRASES: dict[str, bytes] = {}  # by environment variable, once they were needed
 
 
 def pass_phrase(variable: str, new: bool = False) -> bytes:
@@ -446,11 +417,6 @@ def complain(kind: str, problem: object) -> None:
     print(f"{SCRIPT}: {kind}: {problem}", file=sys.stderr, flush=True)
 
 
-def pem(*objects: Any) -> bytes:
-    """Return certificates, requests or lists as PEM, one after the other."""
-    return b"".join(each.public_bytes(PEM) for each in objects)
-
-
 def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
     """Return what a PEM file holds. Raises Fault, OSError."""
     try:
@@ -461,8 +427,13 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
 
 def load_lists(data: bytes) -> list[RevocationList]:
     """Return all revocation lists in a file; else raise ValueError."""
-    blocks = re.split(b"(?<=-----END X509 CRL-----\n)", data.rstrip() + b"\n")
+    blocks = re.split(b"(?<=-----END X509 CRL-----)\\s*", data.strip())
     return [x509.load_pem_x509_crl(block) for block in blocks if block]
+
+
+def pem(*objects: Any) -> bytes:
+    """Return certificates, requests or lists as PEM, one after the other."""
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in objects)
 
 
 def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
@@ -547,14 +518,17 @@ class Folder:
 
     def visit(self, needs_key: bool) -> None:
         """Keep or make everything, verify it, and write what is new. Raises Fault, OSError."""
-        self.load_key(needs_key)
+        if not self.holds:
+            self.make_key()
+        elif os.path.exists(f"{self.path}/key.pem"):  # no link to a stick that is elsewhere
+            self.load_key(needs_key)
+        path, above = f"{self.path}/cert.pem", self.issuer
         if "cert.pem" in self.holds:
-            self.certificate = read_pem(f"{self.path}/cert.pem", x509.load_pem_x509_certificate)
+            self.certificate = read_pem(path, x509.load_pem_x509_certificate)
         else:
             self.certificate = self.certify()
             self.files["cert.pem"] = pem(self.certificate)
-        self.compare()
-        above = self.issuer
+        self.compare(path)
         self.chain = [self.certificate, *(above.chain if above else [])]
         self.lists = above.lists if above else []
         self.cross = above.cross if above else self.read_cross()
@@ -564,7 +538,7 @@ class Folder:
             self.lists = [] if own is None or (above and not above.lists) else [own, *self.lists]
         elif self.lists:
             self.files["crl.pem"] = pem(*self.lists)
-        (above or self).verify(f"{self.path}/cert.pem", self.certificate)
+        (above or self).verify(path, self.certificate)
         self.files["fullchain.pem"] = pem(*self.chain[:-1] or self.chain) + self.cross
         self.files["ca.pem"] = pem(self.chain[-1])
         record = f"{self.entry.name}-{self.certificate.serial_number:X}.pem"
@@ -573,31 +547,32 @@ class Folder:
             above.issued.add(record)
         write(self.path, self.files, self.holds)
 
+    def make_key(self) -> None:
+        """Make a key: PKCS#8, with a cipher PBES2 and AES-256-CBC (RFC 8018). Raises Fault."""
+        how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if self.entry.passphrase:
+            phrase = pass_phrase(self.entry.passphrase, new=True)
+            how = serialization.BestAvailableEncryption(phrase)
+        key = self.key = KEY_TYPES[self.entry.key]()
+        form = serialization.PrivateFormat.PKCS8
+        self.files["key.pem"] = key.private_bytes(serialization.Encoding.PEM, form, how)
+
     def load_key(self, needed: bool) -> None:
-        """Load the key, or make one in an empty folder. Raises Fault, OSError."""
+        """Load the key, unless that takes a pass phrase that nothing needs. Raises Fault."""
         path, variable = f"{self.path}/key.pem", self.entry.passphrase
-        if not self.holds:
-            self.key = KEY_TYPES[self.entry.key]()
-            how: serialization.KeySerializationEncryption = serialization.NoEncryption()
-            if variable:
-                how = serialization.BestAvailableEncryption(pass_phrase(variable, new=True))
-            pkcs8 = serialization.PrivateFormat.PKCS8
-            self.files["key.pem"] = self.key.private_bytes(PEM, pkcs8, how)
-        if not os.path.exists(path):  # a link to a stick that is elsewhere does not, either
-            return
-        if os.stat(path).st_mode & 0o077:
-            complain("warning", f"{path}: not for its owner only: chmod 600 {path}")
         data = Path(path).read_bytes()
         encrypted = b"ENCRYPTED" in data
+        if os.stat(path).st_mode & 0o077:
+            complain("warning", f"{path}: not for its owner only: chmod 600 {path}")
+        if variable and not encrypted:
+            complain("warning", f"{path}: is not encrypted, though its entry has a cipher")
         needed = needed or not self.holds & {"cert.pem", "csr.pem"}
         needed = needed or (self.entry.is_ca and "crl.pem" not in self.holds)
-        if encrypted and not needed and (variable or "") not in os.environ.keys() | PHRASES.keys():
+        if encrypted and not needed and not {variable} & {*os.environ, *PHRASES}:
             return
         if encrypted and not variable:
             raise Fault(f"{path}: is encrypted, and its entry has no cipher")
-        if variable and not encrypted:
-            complain("warning", f"{path}: is not encrypted, though its entry has a cipher")
-        phrase = pass_phrase(variable) if variable and encrypted else None
+        phrase = pass_phrase(variable) if encrypted and variable else None
         try:
             key: Any = serialization.load_pem_private_key(data, phrase)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -607,43 +582,42 @@ class Folder:
 
     def sign(self, builder: Any) -> Any:
         """Sign a certificate, request or list with this folder's key."""
-        assert self.key is not None
-        without = key_type(self.path, self.key.public_key()).startswith(WITHOUT_DIGEST)
-        return builder.sign(self.key, None if without else self.entry.digest)
+        key: Any = self.key
+        without = key_type(self.path, key.public_key()).startswith(WITHOUT_DIGEST)
+        return builder.sign(key, None if without else getattr(hashes, self.entry.digest.upper())())
 
     def certify(self) -> x509.Certificate:
         """Return a certificate for the folder's request or key. Raises Fault, OSError."""
-        path = f"{self.path}/csr.pem"
-        signer = self.issuer or self
+        path, signer = f"{self.path}/csr.pem", self.issuer or self
         if "csr.pem" in self.holds:
             request = read_pem(path, x509.load_pem_x509_csr)
-            if not request.is_signature_valid:
-                raise Fault(f"{path}: its signature is wrong: its maker did not have the key")
         elif self.key is not None:
             request = self.sign(x509.CertificateSigningRequestBuilder(self.entry.subject))
         else:
             raise Fault(f"{self.path}: has no key.pem, csr.pem or cert.pem: rm -r {self.path}")
-        if signer.key is None and signer is self:
-            raise Fault(f"{path}: this is self-signed, and key.pem is not there to sign it")
+        key = request.public_key()
+        key_type(path, key)
+        if not request.is_signature_valid:
+            raise Fault(f"{path}: its signature is wrong: its maker did not have the key")
         if signer.key is None:
-            write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
+            if "csr.pem" not in self.holds:
+                write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
             where = f"take it to where {signer.path}/key.pem is"
             raise Fault(f"{path}: {where}, put cert.pem beside it, and run again")
-        key_type(path, request.public_key())
-        ends = [self.entry.times["notAfter"]]
-        ends += [self.issuer.certificate.not_valid_after_utc] if self.issuer else []
+        ends, issuer = self.entry.times["notAfter"], self.entry.subject
+        if self.issuer:
+            ends = min(ends, self.issuer.certificate.not_valid_after_utc)
+            issuer = self.issuer.certificate.subject
         builder = (
-            x509.CertificateBuilder()
-            .subject_name(self.entry.subject)
-            .issuer_name(self.issuer.certificate.subject if self.issuer else self.entry.subject)
-            .public_key(request.public_key())
+            x509.CertificateBuilder(issuer, self.entry.subject, key)
             .serial_number(x509.random_serial_number())  # 159 random bits
             .not_valid_before(self.entry.times["notBefore"])
-            .not_valid_after(min(ends))
+            .not_valid_after(ends)
         )
-        for value, critical in self.profile(request.public_key()):
+        for value, critical in self.profile(key):
             builder = builder.add_extension(value, critical)
-        return cast(x509.Certificate, signer.sign(builder))
+        certificate: x509.Certificate = signer.sign(builder)
+        return certificate
 
     def profile(self, key: Any) -> Iterator[tuple[x509.ExtensionType, bool]]:
         """Yield the extensions that a certificate for a key has, and whether they are critical."""
@@ -658,17 +632,16 @@ class Folder:
             else:
                 yield x509.AuthorityKeyIdentifier(own.digest, None, None), critical
 
-    def compare(self) -> None:
+    def compare(self, path: str) -> None:
         """Compare the certificate with key, request and configuration. Raises Fault, OSError."""
-        certificate, path = self.certificate, f"{self.path}/cert.pem"
+        certificate = self.certificate
         public: Any = certificate.public_key()
-        others = {} if self.key is None else {"key.pem": self.key.public_key()}
-        if "csr.pem" in self.holds:
-            request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
-            others["csr.pem"] = request.public_key()
-        for name, other in others.items():
-            if other != public:
-                raise Fault(f"{path}: is for another key than {self.path}/{name}")
+        if self.key is not None and self.key.public_key() != public:
+            raise Fault(f"{path}: is for another key than {self.path}/key.pem")
+        request = f"{self.path}/csr.pem"
+        if os.path.exists(request):
+            if read_pem(request, x509.load_pem_x509_csr).public_key() != public:
+                raise Fault(f"{path}: is for another key than {request}")
         found = {(e.oid, e.critical, e.value.public_bytes()) for e in certificate.extensions}
         wanted = {(v.oid, critical, v.public_bytes()) for v, critical in self.profile(public)}
         differs = sorted({oid._name for oid, _, _ in found ^ wanted})
@@ -678,7 +651,7 @@ class Folder:
             what = ", ".join(differs)
             complain("warning", f"{path}: kept, but {self.entry.where} has another {what}")
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if "cert.pem" in self.holds and in_last_third(begins, ends):
+        if "cert.pem" in self.holds and in_last_third(begins, ends) and ends > NOW:
             complain("warning", f"{path}: in the last third of its life, which ends on {ends:%F}")
 
     def read_cross(self) -> bytes:
@@ -704,31 +677,26 @@ class Folder:
         own: RevocationList | None = max(lists, key=list_number, default=None)
         if own is None and (self.issued or "crl.pem" in self.holds):
             raise Fault(f"{path}: is lost, or not this CA's own: put back the newest there is")
-        if own is None and self.key is None:
-            complain("warning", f"{path}: is missing: no node below can check who is revoked")
-            return None
-        ends = None if own is None else own.next_update_utc
-        if own is not None and ends and not in_last_third(own.last_update_utc, ends):
+        last = ca.not_valid_after_utc
+        ends = (own.next_update_utc if own is not None else None) or last
+        if own is not None and (self.key is None or not in_last_third(own.last_update_utc, ends)):
+            if ends <= NOW:
+                raise Fault(f"{path}: has expired; the next one takes {self.path}/key.pem")
             return own
         if self.key is None:
-            if ends and ends <= NOW:
-                raise Fault(f"{path}: has expired; the next one takes {self.path}/key.pem")
-            complain("warning", f"{path}: in the last third of its life; the next takes its key")
-            return own
-        ends = min(
-            self.entry.times.get("nextUpdate", ca.not_valid_after_utc), ca.not_valid_after_utc
-        )
+            complain("warning", f"{path}: is missing: no node below can check who is revoked")
+            return None
         builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(ca.subject)
+            x509.CertificateRevocationListBuilder(ca.subject)
             .last_update(max(ca.not_valid_before_utc, NOW - timedelta(days=1)))  # for slow clocks
-            .next_update(ends)
+            .next_update(min(self.entry.times.get("nextUpdate", last), last))
             .add_extension(x509.CRLNumber(1 if own is None else list_number(own) + 1), False)
             .add_extension(key_identifier(ca), False)
         )
         for revoked in [] if own is None else own:
             builder = builder.add_revoked_certificate(revoked)
-        return cast(RevocationList, self.sign(builder))
+        new: RevocationList = self.sign(builder)
+        return new
 
     @cached_property
     def store(self) -> crypto.X509Store:
