@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make a certificate authority hierarchy, as sros_config.yml defines it, as a folder of PEM files.
 
-One rule: walk the hierarchy from the top; keep what is there; make what is missing; verify
-everything. The folder is the state. Exit status: 0 done; 1 something failed; 2 the command line or
-the configuration is wrong, and nothing was written.
+One rule: walk the hierarchy from the top; keep what is there; make what is missing; verify all.
+In this file's order: the configuration, its extensions, pass phrases and files, keys and
+certificates, the walk. Exit status: 0 done; 1 something failed; 2 a wrong configuration or command.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from cryptography import x509
@@ -49,11 +49,10 @@ KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
     "ec:secp521r1": lambda: ec.generate_private_key(ec.SECP521R1()),
     "ed25519": ed25519.Ed25519PrivateKey.generate,
     "ed448": ed448.Ed448PrivateKey.generate,
-    "ml-dsa-44": mldsa.MLDSA44PrivateKey.generate,
-    "ml-dsa-65": mldsa.MLDSA65PrivateKey.generate,
-    "ml-dsa-87": mldsa.MLDSA87PrivateKey.generate,
+    **{f"ml-dsa-{n}": getattr(mldsa, f"MLDSA{n}PrivateKey").generate for n in (44, 65, 87)},
 }
 WITHOUT_DIGEST = ("ed25519", "ed448", "ml-dsa-")  # the key types that hash by themselves
+DIGESTS = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
 TIME = "[+-]?[0-9]{1,7}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
@@ -64,10 +63,8 @@ FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RF
     "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
     **dict.fromkeys(["validity.notBefore", "validity.notAfter", "validity.nextUpdate"], TIME),
     "subject.countryName": "[A-Z]{2}",
-    "subject.stateOrProvinceName": ".{1,128}",
-    "subject.localityName": ".{1,128}",
-    "subject.organizationName": ".{1,64}",
-    "subject.organizationalUnitName": ".{1,64}",
+    **dict.fromkeys(["subject.stateOrProvinceName", "subject.localityName"], ".{1,128}"),
+    **dict.fromkeys(["subject.organizationName", "subject.organizationalUnitName"], ".{1,64}"),
     "subject.commonName": ".{1,64}",
     "subject.serialNumber": "[A-Za-z0-9 '()+,./:=?-]{1,64}",
     "subject.domainComponent": "[A-Za-z0-9-]{1,63}",
@@ -82,7 +79,6 @@ EXTENDED_KEY_USAGES = {
     **{"codeSigning": "1.3.6.1.5.5.7.3.3", "emailProtection": "1.3.6.1.5.5.7.3.4"},
     **{"timeStamping": "1.3.6.1.5.5.7.3.8", "OCSPSigning": "1.3.6.1.5.5.7.3.9"},
 }
-POLICIES = {"anyPolicy": "2.5.29.32.0"}
 KNOWN_OIDS = {f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37)}  # they have a field
 ACCESS_METHODS = {"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"}
 
@@ -95,9 +91,6 @@ class ConfigurationError(Fault):
     """A fault of the configuration or the command line: exit status 2, and nothing is written."""
 
 
-# --- The configuration ----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Entry:
     """What the configuration says of one folder. Times are UTC."""
@@ -106,9 +99,8 @@ class Entry:
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
     issuer: str | None  # None: self-signed
-    key: str
-    digest: str
     passphrase: str | None  # the environment variable; None: the key is not encrypted
+    fields: dict[str, str]  # as they stand, by path, such as subject.commonName
     subject: x509.Name
     times: dict[str, datetime]  # notBefore, notAfter, nextUpdate
     extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
@@ -137,15 +129,12 @@ def at(place: str) -> Iterator[None]:
     """Put the place in the configuration before what a ValueError says."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigurationError(f"{place}: {error}") from None
 
 
 def read_configuration(path: str) -> dict[str, Entry]:
-    """Return all entries by name, each issuer before those that it issues (depth first).
-
-    Raises ConfigurationError with the place in the file.
-    """
+    """Return all entries in walking order; else raise ConfigurationError with the place."""
     try:
         with open(path, "rb") as file:
             document = yaml.load(file, Loader)
@@ -159,18 +148,17 @@ def read_configuration(path: str) -> dict[str, Entry]:
         for name in document:
             if name != "keys" and not str(name).startswith("x-"):
                 raise ValueError(f"unknown field {name!r}; there is keys, and x-… for anchors")
-    authorities = dict(document["keys"])
-    nodes = authorities.pop("nodes", None) or {}
-    entries: dict[str, Entry] = {}
+    nodes = document["keys"].pop("nodes", None) or {}
     with at(f"{path}: keys.nodes"):
         if not isinstance(nodes, dict):
             raise ValueError("must be a mapping of entries")
-        if both := nodes.keys() & authorities.keys():
+        if both := nodes.keys() & document["keys"].keys():
             raise ValueError(f"{min(both)} stands under keys, too, and would be the same folder")
-    for name, value in authorities.items():
-        entries[name] = read_entry(f"{path}: keys.{name}", name, value, is_ca=True)
-    for name, value in nodes.items():
-        entries[name] = read_entry(f"{path}: keys.nodes.{name}", name, value, is_ca=False)
+    entries = {
+        name: read_entry(f"{path}: {place}.{name}", name, value, place == "keys")
+        for place, group in (("keys", document["keys"]), ("keys.nodes", nodes))
+        for name, value in group.items()
+    }
     return in_walking_order(entries)
 
 
@@ -199,23 +187,22 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
     extensions = {}
     for group, part in value.items():
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
-            path = f"{group}.{field}" if field else f"{group}"
+            path = f"{group}.{field}".rstrip(".")
             with at(f"{where}.{path}: {item!r}"):
                 if path not in FORMS and group != "extensions":
                     raise ValueError(f"unknown field; there are {', '.join(FORMS)}, extensions")
                 if item is None:  # un-set
                     continue
-                if isinstance(item, date):
-                    item = item.isoformat()
-                content = texts[path] = read_text(item, name, FORMS.get(path, ".+"))
+                item = item.isoformat() if isinstance(item, date) else item
+                content = texts[group] = texts[path] = read_text(item, name, FORMS.get(path, ".+"))
                 if group == "subject":
                     oid = getattr(NameOID, re.sub("([A-Z])", r"_\1", field).upper())
                     subject.append(x509.NameAttribute(oid, content))
                 elif group == "validity":
                     times[field] = read_time(field, content)
                 elif group == "extensions":
-                    extensions[field] = read_extension(field, content, is_ca)
-    required = ["key", "validity.notAfter", *([] if is_ca else ["issuer"])]
+                    extensions[str(field)] = read_extension(str(field), content, is_ca)
+    required = ["key", "subject", "validity.notAfter", *([] if is_ca else ["issuer"])]
     required += ["passphrase"] if "cipher" in texts else []
     known = ("basicConstraints", "keyUsage", "subjectKeyIdentifier")
     required += [f"extensions.{field}" for field in known] if is_ca else []
@@ -223,40 +210,26 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
     with at(where):
         if missing := [path for path in required if path not in texts]:
             raise ValueError(f"{missing[0]}: is missing")
-        if not subject:
-            raise ValueError("subject: is missing")
         if texts["key"] not in KEY_TYPES:
             raise ValueError(f"key: {texts['key']} must have 2048 to 8192 bits, a multiple of 8")
         if "digest" in texts and texts["key"].startswith(WITHOUT_DIGEST):
             raise ValueError(f"digest: {texts['key']} signs without one: un-set it with ~")
         if "nextUpdate" in times and not is_ca:
             raise ValueError("validity.nextUpdate: only a CA has a revocation list")
-    return Entry(
-        name=name,
-        where=where,
-        is_ca=is_ca,
-        issuer=texts.get("issuer"),
-        key=texts["key"],
-        digest=texts.get("digest", "sha256"),
-        passphrase=texts["passphrase"] if "cipher" in texts else None,
-        subject=x509.Name(subject),
-        times=times,
-        extensions=extensions,
-    )
+    variable = texts["passphrase"] if "cipher" in texts else None
+    issuer, name_of = texts.get("issuer"), x509.Name(subject)
+    return Entry(name, where, is_ca, issuer, variable, texts, name_of, times, extensions)
 
 
 def read_time(field: str, value: str) -> datetime:
     """Return a timestamp, or an offset from now (a year has 365 days); else raise ValueError."""
     offset = re.fullmatch("([+-]?[0-9]+)([hdwy])", value)
-    try:
-        if offset:
-            hours = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[offset[2]]
-            moment = NOW + timedelta(hours=int(offset[1]) * hours)
-        else:
-            moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
-            moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
-    except OverflowError:
-        raise ValueError("is not within the years 1 to 9999") from None
+    if offset:
+        hours = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[offset[2]]
+        moment = NOW + timedelta(hours=int(offset[1]) * hours)
+    else:
+        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
     if moment.year < 1950 or (moment <= NOW) != (field == "notBefore"):
         raise ValueError("is in the wrong part of time: notBefore <= now < all others")
     return moment.replace(microsecond=0)
@@ -274,8 +247,8 @@ def in_walking_order(entries: dict[str, Entry]) -> dict[str, Entry]:
                     raise ValueError(f"there is no CA {issuer!r} under keys")
                 if issuer in path:
                     raise ValueError("leads round in a circle, to no self-signed CA")
-                constraints: Any = entries[issuer].extensions["basicConstraints"][0]
-                limit = constraints.path_length
+                constraints, _ = entries[issuer].extensions["basicConstraints"]
+                limit = getattr(constraints, "path_length", None)
                 if limit is not None and len(path) - (not entry.is_ca) > limit:
                     raise ValueError(f"more CAs in a row than {issuer}'s pathlen:{limit} admits")
                 path.insert(0, issuer)
@@ -283,14 +256,11 @@ def in_walking_order(entries: dict[str, Entry]) -> dict[str, Entry]:
     return {name: entries[name] for name in sorted(entries, key=paths.__getitem__)}
 
 
-# --- Extensions, written as in OpenSSL's x509v3_config(5) -----------------------------------------
-
-
 @cache  # the entries of a fleet have most of their values in common
 def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionType | None, bool]:
-    """Return a value, or None if it follows from a key, and whether it is critical.
+    """Read a value as OpenSSL's x509v3_config(5) writes it; else raise ValueError.
 
-    Raises ValueError. The forms are those of RFC 5280, section 4.2.
+    Returns it, or None if it follows from a key, and whether it is critical (RFC 5280, 4.2).
     """
     items = [item.strip() for item in value.split(",")]
     critical = items[0] == "critical"
@@ -327,7 +297,7 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
                 trees[kind].append(read_name(tree, constraint=True))
             extension = x509.NameConstraints(trees["permitted"] or None, trees["excluded"] or None)
         case "certificatePolicies":
-            policies = [x509.PolicyInformation(read_oid(item, POLICIES), None) for item in items]
+            policies = (x509.PolicyInformation(read_oid(item, {}), None) for item in items)
             extension = x509.CertificatePolicies(policies)
         case "crlDistributionPoints":
             places = [[read_name(item, only="URI")] for item in items]
@@ -353,7 +323,7 @@ def read_oid(item: str, names: dict[str, str]) -> x509.ObjectIdentifier:
     try:
         return x509.ObjectIdentifier(names.get(item, item))
     except ValueError:
-        raise ValueError(f"{item!r} is none of {', '.join(names)}, nor a dotted OID") from None
+        raise ValueError(f"{item!r} is none of {', '.join([*names, 'dotted OIDs'])}") from None
 
 
 def read_name(item: str, constraint: bool = False, only: str = "") -> x509.GeneralName:
@@ -379,8 +349,6 @@ def read_name(item: str, constraint: bool = False, only: str = "") -> x509.Gener
         return x509.DNSName(value)
     return x509.RFC822Name(value) if kind == "email" else x509.UniformResourceIdentifier(value)
 
-
-# --- Pass phrases and files -----------------------------------------------------------------------
 
 PHRASES: dict[str, bytes] = {}  # by environment variable, once they were needed
 
@@ -463,12 +431,9 @@ def held(folder: str) -> set[str]:
     for name in [name for name in names if re.fullmatch("[.].+[.]part", name)]:
         path = os.path.join(folder, name)
         is_folder = os.path.isdir(path) and not os.path.islink(path)
-        (shutil.rmtree if is_folder else os.unlink)(path)
+        shutil.rmtree(path) if is_folder else os.unlink(path)
         names.remove(name)
     return names
-
-
-# --- Keys, certificates and revocation lists ------------------------------------------------------
 
 
 def key_type(path: str, key: Any) -> str:
@@ -489,16 +454,6 @@ def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject)
 
 
-def list_number(revocation_list: RevocationList) -> int:
-    """Return a list's number (RFC 5280, section 5.2.3)."""
-    return revocation_list.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-
-
-def in_last_third(begins: datetime, ends: datetime) -> bool:
-    """Tell whether the last third of a life has begun."""
-    return ends - (ends - begins) / 3 <= NOW
-
-
 class Folder:
     """An entry's folder on its way to being verified; a CA's stays for those that it issues."""
 
@@ -508,8 +463,7 @@ class Folder:
     cross: bytes  # the trust anchor's cross.pem
 
     def __init__(self, keys: str, entry: Entry, issuer: Folder | None) -> None:
-        self.entry = entry
-        self.issuer = issuer
+        self.entry, self.issuer = entry, issuer
         self.path = os.path.join(keys, entry.name)
         self.holds = held(self.path)
         self.issued = held(f"{self.path}/issued")
@@ -531,7 +485,9 @@ class Folder:
         self.compare(path)
         self.chain = [self.certificate, *(above.chain if above else [])]
         self.lists = above.lists if above else []
-        self.cross = above.cross if above else self.read_cross()
+        self.cross = above.cross if above else b""
+        if "cross.pem" in self.holds:
+            self.cross = self.read_cross()
         if self.entry.is_ca:
             own = self.own_list()
             self.files |= {} if own is None else {"crl.pem": pem(own)}
@@ -553,7 +509,7 @@ class Folder:
         if self.entry.passphrase:
             phrase = pass_phrase(self.entry.passphrase, new=True)
             how = serialization.BestAvailableEncryption(phrase)
-        key = self.key = KEY_TYPES[self.entry.key]()
+        key = self.key = KEY_TYPES[self.entry.fields["key"]]()
         form = serialization.PrivateFormat.PKCS8
         self.files["key.pem"] = key.private_bytes(serialization.Encoding.PEM, form, how)
 
@@ -583,8 +539,9 @@ class Folder:
     def sign(self, builder: Any) -> Any:
         """Sign a certificate, request or list with this folder's key."""
         key: Any = self.key
+        digest = DIGESTS[self.entry.fields.get("digest", "sha256")]
         without = key_type(self.path, key.public_key()).startswith(WITHOUT_DIGEST)
-        return builder.sign(key, None if without else getattr(hashes, self.entry.digest.upper())())
+        return builder.sign(key, None if without else digest)
 
     def certify(self) -> x509.Certificate:
         """Return a certificate for the folder's request or key. Raises Fault, OSError."""
@@ -616,21 +573,18 @@ class Folder:
         )
         for value, critical in self.profile(key):
             builder = builder.add_extension(value, critical)
-        certificate: x509.Certificate = signer.sign(builder)
-        return certificate
+        return cast(x509.Certificate, signer.sign(builder))
 
     def profile(self, key: Any) -> Iterator[tuple[x509.ExtensionType, bool]]:
         """Yield the extensions that a certificate for a key has, and whether they are critical."""
         own = x509.SubjectKeyIdentifier.from_public_key(key)
+        above = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+        if self.issuer:
+            above = key_identifier(self.issuer.certificate)
         for name, (value, critical) in self.entry.extensions.items():
-            if value is not None:
-                yield value, critical
-            elif name == "subjectKeyIdentifier":
-                yield own, critical
-            elif self.issuer:
-                yield key_identifier(self.issuer.certificate), critical
-            else:
-                yield x509.AuthorityKeyIdentifier(own.digest, None, None), critical
+            if value is None:
+                value = own if name == "subjectKeyIdentifier" else above
+            yield value, critical
 
     def compare(self, path: str) -> None:
         """Compare the certificate with key, request and configuration. Raises Fault, OSError."""
@@ -638,26 +592,24 @@ class Folder:
         public: Any = certificate.public_key()
         if self.key is not None and self.key.public_key() != public:
             raise Fault(f"{path}: is for another key than {self.path}/key.pem")
-        request = f"{self.path}/csr.pem"
-        if os.path.exists(request):
-            if read_pem(request, x509.load_pem_x509_csr).public_key() != public:
-                raise Fault(f"{path}: is for another key than {request}")
+        if "csr.pem" in self.holds:
+            request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
+            if request.public_key() != public:
+                raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
         found = {(e.oid, e.critical, e.value.public_bytes()) for e in certificate.extensions}
         wanted = {(v.oid, critical, v.public_bytes()) for v, critical in self.profile(public)}
         differs = sorted({oid._name for oid, _, _ in found ^ wanted})
-        differs += ["key type"] * (key_type(path, public) != self.entry.key)
+        differs += ["key type"] * (key_type(path, public) != self.entry.fields["key"])
         differs += ["subject"] * (certificate.subject != self.entry.subject)
         if differs:
             what = ", ".join(differs)
             complain("warning", f"{path}: kept, but {self.entry.where} has another {what}")
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if "cert.pem" in self.holds and in_last_third(begins, ends) and ends > NOW:
+        if "cert.pem" in self.holds and ends - (ends - begins) / 3 < NOW < ends:
             complain("warning", f"{path}: in the last third of its life, which ends on {ends:%F}")
 
     def read_cross(self) -> bytes:
-        """Return the higher CA's certificate for this trust anchor, if any. Raises Fault."""
-        if "cross.pem" not in self.holds:
-            return b""
+        """Return the higher CA's certificate for this trust anchor. Raises Fault, OSError."""
         path, anchor = f"{self.path}/cross.pem", self.certificate
         cross: x509.Certificate = read_pem(path, x509.load_pem_x509_certificate)
         same = (cross.subject, cross.public_key()) == (anchor.subject, anchor.public_key())
@@ -672,17 +624,23 @@ class Folder:
         places = [path]
         if "crl.pem" not in self.holds:  # the nodes have copies of it
             places = glob.glob(f"{glob.escape(os.path.dirname(self.path))}/*/crl.pem")
-        lists = [each for place in places for each in read_pem(place, load_lists)]
-        lists = [x for x in lists if x.issuer == ca.subject and x.is_signature_valid(public)]
-        own: RevocationList | None = max(lists, key=list_number, default=None)
+        numbered = {
+            each.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number: each
+            for place in places
+            for each in read_pem(place, load_lists)
+            if each.issuer == ca.subject and each.is_signature_valid(public)
+        }
+        number = max(numbered, default=0)
+        own = numbered.get(number)
         if own is None and (self.issued or "crl.pem" in self.holds):
             raise Fault(f"{path}: is lost, or not this CA's own: put back the newest there is")
         last = ca.not_valid_after_utc
-        ends = (own.next_update_utc if own is not None else None) or last
-        if own is not None and (self.key is None or not in_last_third(own.last_update_utc, ends)):
-            if ends <= NOW:
+        if own is not None:
+            ends = own.next_update_utc or last
+            if ends - (ends - own.last_update_utc) / 3 > NOW or (self.key is None and ends > NOW):
+                return own
+            if self.key is None:
                 raise Fault(f"{path}: has expired; the next one takes {self.path}/key.pem")
-            return own
         if self.key is None:
             complain("warning", f"{path}: is missing: no node below can check who is revoked")
             return None
@@ -690,24 +648,23 @@ class Folder:
             x509.CertificateRevocationListBuilder(ca.subject)
             .last_update(max(ca.not_valid_before_utc, NOW - timedelta(days=1)))  # for slow clocks
             .next_update(min(self.entry.times.get("nextUpdate", last), last))
-            .add_extension(x509.CRLNumber(1 if own is None else list_number(own) + 1), False)
+            .add_extension(x509.CRLNumber(number + 1), False)
             .add_extension(key_identifier(ca), False)
         )
         for revoked in [] if own is None else own:
             builder = builder.add_revoked_certificate(revoked)
-        new: RevocationList = self.sign(builder)
-        return new
+        return cast(RevocationList, self.sign(builder))
 
     @cached_property
     def store(self) -> crypto.X509Store:
         """What OpenSSL verifies this CA's children by: the anchor, all lists, strict mode."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(self.chain[-1]))
-        store.set_flags(crypto.X509StoreFlags.X509_STRICT)
+        flags = crypto.X509StoreFlags
+        store.set_flags(flags.X509_STRICT)
         for each in self.lists:
             store.add_crl(each)
-            check_all = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
-            store.set_flags(check_all)
+            store.set_flags(flags.CRL_CHECK | flags.CRL_CHECK_ALL)
         return store
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
@@ -732,9 +689,6 @@ class Folder:
         note = f", with {by}" if state == "made" and ends < self.entry.times["notAfter"] else ""
         name = "  " * depth + self.entry.name
         return f"{name:16}  {state}  {key:13}  by {by:10}  until {ends:%F}{note}"
-
-
-# --- The walk -------------------------------------------------------------------------------------
 
 
 def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
@@ -763,8 +717,9 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
         try:
             folder = Folder(keys, entry, authorities.get(entry.issuer))
             folder.visit(needs_key=name in signers)
-        except (Fault, OSError) as error:
-            complain("error", error)
+        except (Fault, OSError, ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+            known = isinstance(error, (Fault, OSError))
+            complain("error", error if known else f"{keys}/{name}: can't be used: {error}")
             failed[name] = name
             continue
         if entry.is_ca:

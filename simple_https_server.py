@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""Answer lines over mutual TLS: `hola` and HTTP requests with `hello`, others with themselves."""
+
+import argparse
+import contextlib
+import errno
+import functools
+import getpass
+import os
+import re
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+MAX_LINE = 65536  # bytes, with its newline
+MAX_CONNECTIONS = 2000  # served at once; newcomers wait in the system's queue
+HANDSHAKE_TIMEOUT = 10  # seconds, for all of it
+IDLE_TIMEOUT = 60  # seconds without a byte read or written
+DRAIN_TIMEOUT = 2  # seconds for a peer to close after us
+PAUSE = 0.5  # seconds until the next try without resources, and for last answers at the end
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HTTP_REQUEST = re.compile(r"[A-Z]+ \S+ HTTP/1\.\d")
+HTTP_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+OUTPUT = threading.Lock()
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    with OUTPUT, contextlib.suppress(OSError):  # serve on, even if nobody reads
+        print(line, file=stream, flush=True)
+
+
+def complain(where: str, error: Exception) -> None:
+    """Print an error line in the words of OpenSSL or the system, without their numbers."""
+    words = re.sub(r"\[[^]]*\] | \(_ssl\.c:\d+\)", "", str(error)) or type(error).__name__
+    say(f"simple_https_server.py: error: {where}: {words}", sys.stderr)
+
+
+@functools.cache  # a reload does not ask again
+def ask_passphrase() -> str:
+    """Return the pass phrase that is typed at the terminal; raise ValueError without one."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))  # getpass would turn to standard input
+    except OSError:
+        raise ValueError("key.pem is encrypted: set SROS_PASSPHRASE or use a terminal") from None
+    return getpass.getpass("Enter PEM pass phrase:")
+
+
+def make_context(keys: Path) -> ssl.SSLContext:
+    """Return TLS settings from the PEM files in `keys`; raise OSError or ValueError."""
+    for name in ("key.pem", "fullchain.pem", "ca.pem"):
+        (keys / name).open().close()  # OpenSSL's error would not name the file
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no RSA under 2048 bits, no SHA-1
+    context.num_tickets = 0  # a resumed session skips the client's certificate
+    context.verify_mode = ssl.CERT_REQUIRED
+    # Without VERIFY_X509_PARTIAL_CHAIN: every chain must reach a self-signed certificate.
+    context.verify_flags = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_TRUSTED_FIRST
+    suspect = "wrong pass phrase, damaged key.pem or fullchain.pem, or unsupported type of key"
+    try:
+        password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
+        context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
+        suspect = "damaged ca.pem or crl.pem"
+        context.load_verify_locations(keys / "ca.pem")
+        anchors = [ca["subject"] for ca in context.get_ca_certs()]
+        chain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        chain.load_verify_locations(keys / "fullchain.pem")
+        for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
+            if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would widen trust
+                context.load_verify_locations(cadata=der)  # for peers that send no issuers
+        if (keys / "crl.pem").exists():
+            context.load_verify_locations(keys / "crl.pem")
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    except ssl.SSLError as error:
+        raise ValueError(f"{error}: {suspect}") from error
+    return context
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return a listening socket for each address of `host`, all on one port; raise OSError."""
+    number, listeners = port, []
+    for name in ("127.0.0.1", "::1") if host == "localhost" else (host,):  # RFC 6761, 6.3
+        family, _, _, _, address = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM)[0]
+        try:  # create_server sets SO_REUSEADDR and IPV6_V6ONLY
+            listeners.append(socket.create_server(address, family=family, backlog=MAX_CONNECTIONS))
+        except OSError as error:
+            if listeners and port == 0 and error.errno == errno.EADDRINUSE:
+                return listen(host, port)  # the other address's free port was not free on this one
+            if not listeners or error.errno == errno.EADDRINUSE:
+                raise  # anything else: a system without IPv6
+        number = listeners[0].getsockname()[1]
+    return listeners
+
+
+def converse(connection: ssl.SSLSocket) -> None:
+    """Answer line by line until the peer's close_notify, HTTP only once; raise OSError."""
+    say("accepted", sys.stdout)
+    with connection.makefile("rb") as lines:
+        while line := lines.readline(MAX_LINE):
+            if not line.endswith(b"\n"):
+                raise ConnectionError(f"a line cut short, or longer than {MAX_LINE} bytes")
+            text = line.decode(errors="backslashreplace").rstrip("\r\n")
+            say(f"read: [{text}]", sys.stdout)
+            if HTTP_REQUEST.fullmatch(text):
+                connection.sendall(HTTP_ANSWER)
+                break
+            connection.sendall(b"hello\n" if line == b"hola\n" else line)
+    say("closed", sys.stdout)
+
+
+def hang_up(connection: ssl.SSLSocket) -> None:
+    """Send close_notify, then drain: a reset for unread data can destroy an alert on its way."""
+    deadline = time.monotonic() + DRAIN_TIMEOUT
+    with contextlib.suppress(OSError):
+        connection.settimeout(0)  # send, but do not wait for the peer's
+        connection.unwrap()
+    with contextlib.suppress(OSError):
+        connection.settimeout(DRAIN_TIMEOUT)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(MAX_LINE) and time.monotonic() < deadline:
+            pass
+
+
+def serve(raw: socket.socket, peer: str, context: ssl.SSLContext, verbose: bool) -> None:
+    """Serve one client, in a thread of its own, from the handshake to the end."""
+    wrap = functools.partial(context.wrap_socket, server_side=True, suppress_ragged_eofs=False)
+    with contextlib.suppress(OSError), wrap(raw, do_handshake_on_connect=False) as connection:
+        try:
+            connection.settimeout(HANDSHAKE_TIMEOUT)
+            connection.do_handshake()  # verifies the client; if it fails, an alert tells it why
+            connection.settimeout(IDLE_TIMEOUT)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_QUICKACK"):  # or the first line waits for a delayed ACK
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if verbose:
+                names: Any = connection.getpeercert()
+                subject = ["=".join(pair) for rdn in names["subject"] for pair in rdn]
+                alternatives = [":".join(pair) for pair in names.get("subjectAltName", ())]
+                session = [peer, str(connection.version()), (connection.cipher() or "?")[0]]
+                say(", ".join([*session, *subject, *alternatives]), sys.stderr)
+            converse(connection)
+        except OSError as error:
+            complain(peer, error)
+        hang_up(connection)
+
+
+def accept(listener: socket.socket, contexts: list[ssl.SSLContext], verbose: bool) -> None:
+    """Give every newcomer a thread, for ever."""
+    while True:
+        try:
+            raw, address = listener.accept()
+            client = (raw, f"{address[0]} port {address[1]}", contexts[0], verbose)
+            threading.Thread(target=serve, args=client, daemon=True).start()
+        except (OSError, RuntimeError) as error:  # out of descriptors or threads
+            complain("cannot accept", error)
+            time.sleep(PAUSE)
+        while threading.active_count() > MAX_CONNECTIONS:
+            time.sleep(PAUSE)
+
+
+def main() -> int:
+    """Serve until a signal ends it; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="localhost", help="name or address to listen on")
+    parser.add_argument("--port", default=8443, type=int, help="TCP port; 0: any free one")
+    parser.add_argument("-k", "--keys", default="keys/server", type=Path, help="PEM files' folder")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show sessions and peers")
+    options = parser.parse_args()
+    if options.port not in range(65536):
+        parser.error(f"argument --port: {options.port} is not in 0..65535")
+    try:
+        contexts = [make_context(options.keys)]
+        listeners = listen(options.host, options.port)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, EOFError) as error:
+        complain(f"{options.host} port {options.port}, keys {options.keys}", error)
+        return 1
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # in all threads; sigwait takes them
+    for listener in listeners:
+        arguments = (listener, contexts, options.verbose)
+        threading.Thread(target=accept, args=arguments, daemon=True).start()
+    say(f"listening on {options.host} port {listeners[0].getsockname()[1]}", sys.stderr)
+    while (number := signal.sigwait(SIGNALS)) == signal.SIGHUP:
+        try:
+            contexts[0] = make_context(options.keys)
+        except (OSError, ValueError, EOFError) as error:
+            complain(f"cannot reload {options.keys}, kept what was loaded", error)
+    time.sleep(PAUSE)
+    os._exit(0 if number == signal.SIGTERM else 130)  # whoever still talks is cut off
+
+
+if __name__ == "__main__":
+    sys.exit(main())
