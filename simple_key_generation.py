@@ -2,8 +2,7 @@
 """Make a certificate authority hierarchy, as sros_config.yml defines it, as a folder of PEM files.
 
 One rule: walk the hierarchy from the top; keep what is there; make what is missing; verify all.
-In this file's order: the configuration, its extensions, pass phrases and files, keys and
-certificates, the walk. Exit status: 0 done; 1 something failed; 2 a wrong configuration or command.
+Exit status: 0 done; 1 something failed; 2 a wrong configuration or command, and nothing written.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import getpass
-import glob
 import ipaddress
 import os
 import re
@@ -37,6 +35,7 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import crypto
 
 PrivateKey = types.CertificateIssuerPrivateKeyTypes
+FLAGS = crypto.X509StoreFlags
 RevocationList = x509.CertificateRevocationList
 
 SCRIPT = "simple_key_generation.py"
@@ -145,9 +144,8 @@ def read_configuration(path: str) -> dict[str, Entry]:
     with at(path):
         if not isinstance(document, dict) or not isinstance(document.get("keys"), dict):
             raise ValueError("must be a mapping with the field keys, a mapping of entries")
-        for name in document:
-            if name != "keys" and not str(name).startswith("x-"):
-                raise ValueError(f"unknown field {name!r}; there is keys, and x-… for anchors")
+        if unknown := [x for x in document if x != "keys" and not str(x).startswith("x-")]:
+            raise ValueError(f"unknown field {unknown[0]!r}; there is keys, and x-… for anchors")
     nodes = document["keys"].pop("nodes", None) or {}
     with at(f"{path}: keys.nodes"):
         if not isinstance(nodes, dict):
@@ -203,10 +201,10 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
                 elif group == "extensions":
                     extensions[str(field)] = read_extension(str(field), content, is_ca)
     required = ["key", "subject", "validity.notAfter", *([] if is_ca else ["issuer"])]
-    required += ["passphrase"] if "cipher" in texts else []
     known = ("basicConstraints", "keyUsage", "subjectKeyIdentifier")
-    required += [f"extensions.{field}" for field in known] if is_ca else []
-    required += ["extensions.authorityKeyIdentifier"] if "issuer" in texts else []
+    required += [f"extensions.{field}" for field in known if is_ca]
+    required += ["extensions.authorityKeyIdentifier"] * ("issuer" in texts)
+    required += ["passphrase"] * ("cipher" in texts)
     with at(where):
         if missing := [path for path in required if path not in texts]:
             raise ValueError(f"{missing[0]}: is missing")
@@ -260,7 +258,7 @@ def in_walking_order(entries: dict[str, Entry]) -> dict[str, Entry]:
 def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionType | None, bool]:
     """Read a value as OpenSSL's x509v3_config(5) writes it; else raise ValueError.
 
-    Returns it, or None if it follows from a key, and whether it is critical (RFC 5280, 4.2).
+    Return it, or None if it follows from a key, and whether it is critical (RFC 5280, 4.2).
     """
     items = [item.strip() for item in value.split(",")]
     critical = items[0] == "critical"
@@ -327,10 +325,7 @@ def read_oid(item: str, names: dict[str, str]) -> x509.ObjectIdentifier:
 
 
 def read_name(item: str, constraint: bool = False, only: str = "") -> x509.GeneralName:
-    """Return a name such as ``DNS:localhost``, or a subtree of names; else raise ValueError.
-
-    RFC 5280, sections 4.2.1.6 and 4.2.1.10. Underscores pass, as they do in OpenSSL.
-    """
+    """Read ``DNS:localhost`` or a subtree of names (RFC 5280, 4.2.1.6); else raise ValueError."""
     kind, _, value = item.partition(":")
     label = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
     front = "[.]?" if constraint else "(?:[*][.])?"
@@ -356,8 +351,8 @@ PHRASES: dict[str, bytes] = {}  # by environment variable, once they were needed
 def pass_phrase(variable: str, new: bool = False) -> bytes:
     """Return a pass phrase from the environment, or ask, twice for a new key. Raises Fault."""
     if variable not in PHRASES:
-        given = os.environ.get(variable)
-        phrase = os.fsencode(ask(variable, new) if given is None else given)
+        given = os.environ[variable] if variable in os.environ else ask(variable, new)
+        phrase = os.fsencode(given)
         if not 0 < len(phrase) < 1024:  # OpenSSL's PEM_BUFSIZE
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
         PHRASES[variable] = phrase
@@ -485,9 +480,7 @@ class Folder:
         self.compare(path)
         self.chain = [self.certificate, *(above.chain if above else [])]
         self.lists = above.lists if above else []
-        self.cross = above.cross if above else b""
-        if "cross.pem" in self.holds:
-            self.cross = self.read_cross()
+        self.cross = above.cross if above else self.read_cross()
         if self.entry.is_ca:
             own = self.own_list()
             self.files |= {} if own is None else {"crl.pem": pem(own)}
@@ -559,8 +552,9 @@ class Folder:
         if signer.key is None:
             if "csr.pem" not in self.holds:
                 write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
-            where = f"take it to where {signer.path}/key.pem is"
-            raise Fault(f"{path}: {where}, put cert.pem beside it, and run again")
+            raise Fault(
+                f"{path}: have {signer.path} sign it, put cert.pem beside it, and run again"
+            )
         ends, issuer = self.entry.times["notAfter"], self.entry.subject
         if self.issuer:
             ends = min(ends, self.issuer.certificate.not_valid_after_utc)
@@ -601,15 +595,16 @@ class Folder:
         differs = sorted({oid._name for oid, _, _ in found ^ wanted})
         differs += ["key type"] * (key_type(path, public) != self.entry.fields["key"])
         differs += ["subject"] * (certificate.subject != self.entry.subject)
-        if differs:
-            what = ", ".join(differs)
+        if what := ", ".join(differs):
             complain("warning", f"{path}: kept, but {self.entry.where} has another {what}")
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if "cert.pem" in self.holds and ends - (ends - begins) / 3 < NOW < ends:
             complain("warning", f"{path}: in the last third of its life, which ends on {ends:%F}")
 
     def read_cross(self) -> bytes:
-        """Return the higher CA's certificate for this trust anchor. Raises Fault, OSError."""
+        """Return the higher CA's certificate for this trust anchor, if any. Raises Fault."""
+        if "cross.pem" not in self.holds:
+            return b""
         path, anchor = f"{self.path}/cross.pem", self.certificate
         cross: x509.Certificate = read_pem(path, x509.load_pem_x509_certificate)
         same = (cross.subject, cross.public_key()) == (anchor.subject, anchor.public_key())
@@ -623,7 +618,7 @@ class Folder:
         public: Any = ca.public_key()
         places = [path]
         if "crl.pem" not in self.holds:  # the nodes have copies of it
-            places = glob.glob(f"{glob.escape(os.path.dirname(self.path))}/*/crl.pem")
+            places = [str(copy) for copy in Path(self.path).parent.glob("*/crl.pem")]
         numbered = {
             each.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number: each
             for place in places
@@ -631,7 +626,7 @@ class Folder:
             if each.issuer == ca.subject and each.is_signature_valid(public)
         }
         number = max(numbered, default=0)
-        own = numbered.get(number)
+        own: RevocationList | None = numbered.get(number)
         if own is None and (self.issued or "crl.pem" in self.holds):
             raise Fault(f"{path}: is lost, or not this CA's own: put back the newest there is")
         last = ca.not_valid_after_utc
@@ -660,11 +655,10 @@ class Folder:
         """What OpenSSL verifies this CA's children by: the anchor, all lists, strict mode."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(self.chain[-1]))
-        flags = crypto.X509StoreFlags
-        store.set_flags(flags.X509_STRICT)
+        store.set_flags(FLAGS.X509_STRICT)
         for each in self.lists:
             store.add_crl(each)
-            store.set_flags(flags.CRL_CHECK | flags.CRL_CHECK_ALL)
+            store.set_flags(FLAGS.CRL_CHECK | FLAGS.CRL_CHECK_ALL)
         return store
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
@@ -683,12 +677,11 @@ class Folder:
 
     def line(self, depth: int) -> str:
         """Return what a person reads of it, indented as in the tree."""
-        state = "kept" if "cert.pem" in self.holds else "made"
-        key = key_type(self.path, self.certificate.public_key())
+        state, key = "kept" if "cert.pem" in self.holds else "made", self.certificate.public_key()
         by, ends = self.entry.issuer or "itself", self.certificate.not_valid_after_utc
         note = f", with {by}" if state == "made" and ends < self.entry.times["notAfter"] else ""
         name = "  " * depth + self.entry.name
-        return f"{name:16}  {state}  {key:13}  by {by:10}  until {ends:%F}{note}"
+        return f"{name:16}  {state}  {key_type(name, key):13}  by {by:10}  until {ends:%F}{note}"
 
 
 def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
