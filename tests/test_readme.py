@@ -1,0 +1,201 @@
+"""The README's commands and transcripts, run as they stand (on a free port instead of 8443)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import DEADLINE, ROOT, Terminal, environment, run
+
+README = (ROOT / "README.md").read_text()
+BLOCKS: list[tuple[str, str]] = re.findall(
+    r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
+)
+# What each shell block is known by; those of the tests themselves run in .ci/run.
+COMMANDS = (
+    "pip install -q -r requirements.txt",
+    "./simple_https_server.py",
+    "./simple_https_client.py",
+    "openssl req -new",
+    "export SROS_PASSPHRASE",
+    "curl",
+    "openssl s_client",
+    "openssl verify",
+    "nginx -p",
+    "pytest",
+)
+
+
+def command(marker: str) -> str:
+    """The shell block that a marker stands in."""
+    (found,) = [text for kind, text in BLOCKS if kind == "sh" and marker in text]
+    return found
+
+
+def transcript(marker: str) -> str:
+    """The text block that follows that shell block."""
+    place = BLOCKS.index(("sh", command(marker)))
+    kind, text = BLOCKS[place + 1]
+    assert kind == "text"
+    return text
+
+
+def shell(
+    folder: Path, text: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell block in a folder, with this Python as python3."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+    return run(
+        "bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path}
+    )
+
+
+def free_port() -> int:
+    """A port that the kernel says is free, on both loopback addresses."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A fresh copy of the project after the README's first command, and what that printed."""
+    folder = tmp_path_factory.mktemp("fresh")
+    for name in ("README.md", "requirements.txt", "sros_config.yml"):
+        shutil.copy(ROOT / name, folder)
+    for script in ROOT.glob("simple_*.py"):
+        shutil.copy(script, folder)
+    result = shell(folder, command("pip install -q -r requirements.txt"), {"PYTHONWARNINGS": ""})
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+@pytest.fixture
+def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
+    """The README's server in a terminal of its own, with its pass phrase typed."""
+    folder, _ = fresh
+    port = free_port()
+    server = Terminal(
+        "bash",
+        "-c",
+        f"exec {command('./simple_https_server.py').strip()} --port {port}",
+        cwd=folder,
+    )
+    server.expect("Enter PEM pass phrase:")
+    server.type("sros\n")
+    server.expect(f"port {port}\n")
+    yield folder, port, server
+    server.type("\x03")
+    assert server.finish() == 130
+
+
+def test_every_shell_block_is_run_by_a_test() -> None:
+    for kind, text in BLOCKS:
+        if kind == "sh":
+            assert [text for marker in COMMANDS if marker in text], text
+    assert len([kind for kind, _ in BLOCKS if kind == "sh"]) == len(COMMANDS)
+
+
+def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path, str]) -> None:
+    _, printed = fresh
+    dates = r"\d{4}-\d\d-\d\d"
+    expected = transcript("pip install -q -r requirements.txt")
+    assert re.sub(dates, "DATE", printed) == re.sub(dates, "DATE", expected)
+
+
+def test_two_terminals_show_the_transcripts_to_the_letter(
+    talking: tuple[Path, int, Terminal],
+) -> None:
+    folder, port, server = talking
+    client = Terminal(
+        "bash",
+        "-c",
+        f"exec {command('./simple_https_client.py').strip()} --port {port}",
+        cwd=folder,
+    )
+    client.expect("Enter PEM pass phrase:")
+    client.type("sros\n")
+    assert client.finish() == 0
+    assert client.seen == transcript("./simple_https_client.py")
+    server.expect("closed\n")
+    assert server.seen == transcript("./simple_https_server.py").replace("8443", str(port))
+
+
+@pytest.mark.parametrize("program", ["curl", "openssl s_client"])
+def test_other_clients_get_their_answer(talking: tuple[Path, int, Terminal], program: str) -> None:
+    folder, port, _ = talking
+    text = f"{command('export SROS_PASSPHRASE')}{command(program)}".replace("8443", str(port))
+    result = shell(folder, text)
+    assert result.stdout.strip() == transcript(program).strip(), result.stderr
+    # The same without a certificate gets nothing.
+    bare = re.sub(r" --cert \S+ --key \S+| -cert .* -pass \S+", "", text)
+    assert bare != text
+    assert "hello" not in shell(folder, bare).stdout
+
+
+def test_openssl_says_what_the_keys_are_worth(fresh: tuple[Path, str]) -> None:
+    folder, _ = fresh
+    text = command("openssl verify")
+    assert shell(folder, text).stdout == transcript("openssl verify")
+    assert shell(folder, text.replace("sslserver", "sslclient")).returncode != 0
+
+
+def test_nginx_serves_with_the_same_files(fresh: tuple[Path, str]) -> None:
+    folder, _ = fresh
+    port = free_port()
+    (configuration,) = [text for kind, text in BLOCKS if kind == "nginx"]
+    (folder / "nginx.conf").write_text(configuration.replace("8443", str(port)))
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    nginx = subprocess.Popen(
+        ["bash", "-euc", f"{command('export SROS_PASSPHRASE')}{command('nginx -p')}"],
+        cwd=folder,
+        env=environment({"PATH": path}),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        text = f"{command('export SROS_PASSPHRASE')}{command('curl')}".replace("8443", str(port))
+        retry = text.replace("curl ", f"curl --retry-connrefused --retry 20 --max-time {DEADLINE} ")
+        assert shell(folder, retry).stdout == "hello\n"
+        assert (folder / "passphrase").stat().st_mode & 0o777 == 0o600
+        bare = re.sub(r" --cert \S+ --key \S+", "", text)
+        assert "No required SSL certificate was sent" in shell(folder, bare).stdout
+    finally:
+        os.killpg(nginx.pid, 15)
+        nginx.communicate(timeout=DEADLINE)
+
+
+def test_a_robot_that_makes_its_own_key_gets_its_certificate(
+    fresh: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "robot"
+    shutil.copytree(fresh[0], folder, symlinks=True, ignore=shutil.ignore_patterns(".venv"))
+    config = folder / "sros_config.yml"
+    config.write_text(config.read_text().replace("#   client2:", "    client2:"))
+    assert shell(folder, command("openssl req -new")).returncode == 0
+    result = run(
+        *(sys.executable, "simple_key_generation.py"),
+        cwd=folder,
+        env={"SROS_PASSPHRASE": "sros"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (folder / "keys" / "client2").iterdir()} == {
+        *("csr.pem", "cert.pem", "fullchain.pem", "ca.pem", "crl.pem"),
+    }
+
+
+@pytest.mark.parametrize("script", ["key_generation", "https_server", "https_client"])
+def test_the_command_lines_are_those_of_the_help(script: str) -> None:
+    (usage,) = re.findall(rf"^simple_{script}\.py +(\[.*)$", README, re.MULTILINE)
+    printed = run(sys.executable, ROOT / f"simple_{script}.py", "--help").stdout
+    for option, default in re.findall(r"\[(--?\w+) ?([^\]]*)\]", usage):
+        assert re.search(rf"(^|[\s\[]){option}\b", printed), option
+        assert default in printed
