@@ -2,6 +2,7 @@
 """Send lines to simple_https_server.py over mutual TLS, and print each line that it answers."""
 
 import argparse
+import contextlib
 import getpass
 import os
 import re
@@ -22,29 +23,24 @@ def say(text: str, stream: TextIO) -> None:
 
 
 def ask_passphrase() -> str:
-    """Return the pass phrase that is typed at the terminal; raise ValueError without one."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR))  # getpass would turn to standard input
-    except OSError:
-        raise ValueError("key.pem is encrypted: set SROS_PASSPHRASE or use a terminal") from None
+    """Return the pass phrase typed at the terminal; raise OSError where there is none."""
+    os.close(os.open("/dev/tty", os.O_RDWR))  # without one, getpass would read standard input
     return getpass.getpass("Enter PEM pass phrase:")
 
 
 def make_context(keys: Path) -> ssl.SSLContext:
-    """Return TLS settings from the PEM files in `keys`; raise OSError or ValueError."""
-    for name in ("key.pem", "fullchain.pem", "ca.pem"):
-        (keys / name).open().close()  # OpenSSL's error would not name the file
+    """Return TLS settings from the PEM files in `keys`; raise ValueError with advice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate of the server
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no RSA under 2048 bits, no SHA-1
     context.hostname_checks_common_name = False  # subjectAltName only (RFC 9525, 2)
     # Without VERIFY_X509_PARTIAL_CHAIN: every chain must reach a self-signed certificate.
     context.verify_flags = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_TRUSTED_FIRST
-    suspect = "wrong pass phrase, damaged key.pem or fullchain.pem, or unsupported type of key"
     try:
+        for name in ("key.pem", "fullchain.pem", "ca.pem"):
+            (keys / name).open().close()  # OpenSSL's error would not name the file
         password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
-        suspect = "damaged ca.pem or crl.pem"
         context.load_verify_locations(keys / "ca.pem")
         anchors = [ca["subject"] for ca in context.get_ca_certs()]
         chain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -55,10 +51,67 @@ def make_context(keys: Path) -> ssl.SSLContext:
         if (keys / "crl.pem").exists():
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-    except ssl.SSLError as error:
-        raise ValueError(f"{error}: {suspect}") from error
+    except OSError as error:
+        advice = "set the right SROS_PASSPHRASE, replace files that are damaged or not supported"
+        raise ValueError(f"{keys}: {error}; {advice}") from error
     return context
 
 
-def exchange(host: str, port: int, context: ssl.SSLContext, options: argparse.Namespace) -> None:
-    pass
+def converse(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
+    """Send each message and print its answer; raise OSError."""
+    with connection.makefile("rb") as lines:
+        for number, message in enumerate(messages):
+            try:
+                connection.sendall(message)
+            except OSError:
+                connection.recv(1)  # raises the server's alert, which says more, if there is one
+                raise
+            answer = lines.readline(MAX_LINE)
+            if not answer.endswith(b"\n"):
+                raise ConnectionError("no answer, or one that is cut short or too long")
+            if number == 0:  # TLS 1.3 does not tell a client earlier that it was accepted
+                say("connected", sys.stdout)
+            say(f"read: [{answer[:-1].decode(errors='backslashreplace')}]", sys.stdout)
+    with contextlib.suppress(OSError):
+        connection.unwrap()  # sends close_notify; all answers are here, whatever comes back
+
+
+def main() -> int:
+    """Send the messages; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="localhost", help="the server's name or address")
+    parser.add_argument("--port", default=8443, type=int, help="the server's TCP port")
+    parser.add_argument("-k", "--keys", default="keys/client", type=Path, help="PEM files' folder")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show session and server")
+    parser.add_argument("messages", metavar="MESSAGE", nargs="*", help="a line (default: hola)")
+    options = parser.parse_args()
+    host, port = options.host, options.port
+    if port not in range(65536):
+        parser.error(f"argument --port: {port} is not in 0..65535")
+    messages = [os.fsencode(text) + b"\n" for text in options.messages or ["hola"]]
+    if any(len(message) > MAX_LINE or message.count(b"\n") > 1 for message in messages):
+        parser.error(f"argument MESSAGE: contains a newline, or is over {MAX_LINE - 1} bytes")
+    try:
+        context = make_context(options.keys)
+        raw = socket.create_connection((host, port), TIMEOUT)
+        with context.wrap_socket(
+            raw, suppress_ragged_eofs=False, server_hostname=host
+        ) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if options.verbose:
+                names: Any = connection.getpeercert()
+                pairs = sum(names["subject"], names.get("subjectAltName", ()))
+                say(f"{connection.cipher()}, {', '.join(map('='.join, pairs))}", sys.stderr)
+            converse(connection, messages)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, EOFError) as error:
+        words = re.sub(r"\[[^]]*\] | \(_ssl\.c:\d+\)", "", str(error)) or type(error).__name__
+        what = "refused by" if " alert " in words else "no exchange with"
+        say(f"simple_https_client.py: error: {what} {host} port {port}: {words}", sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,6 @@
 """Answer lines over mutual TLS: `hola` and HTTP requests with `hello`, others with themselves."""
 
 import argparse
-import contextlib
 import errno
 import functools
 import getpass
@@ -12,9 +11,10 @@ import signal
 import socket
 import ssl
 import sys
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock, Thread, active_count
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with its newline
@@ -24,15 +24,14 @@ IDLE_TIMEOUT = 60  # seconds without a byte read or written
 DRAIN_TIMEOUT = 2  # seconds for a peer to close after us
 PAUSE = 0.5  # seconds until the next try without resources, and for last answers at the end
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HTTP_REQUEST = re.compile(r"[A-Z]+ \S+ HTTP/1\.\d")
 HTTP_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
-OUTPUT = threading.Lock()
+OUTPUT = Lock()
 
 
 def say(text: str, stream: TextIO) -> None:
     """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    with OUTPUT, contextlib.suppress(OSError):  # serve on, even if nobody reads
+    with OUTPUT, suppress(OSError):  # serve on, even if nobody reads
         print(line, file=stream, flush=True)
 
 
@@ -44,18 +43,13 @@ def complain(where: str, error: Exception) -> None:
 
 @functools.cache  # a reload does not ask again
 def ask_passphrase() -> str:
-    """Return the pass phrase that is typed at the terminal; raise ValueError without one."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR))  # getpass would turn to standard input
-    except OSError:
-        raise ValueError("key.pem is encrypted: set SROS_PASSPHRASE or use a terminal") from None
+    """Return the pass phrase typed at the terminal; raise OSError where there is none."""
+    os.close(os.open("/dev/tty", os.O_RDWR))  # without one, getpass would read standard input
     return getpass.getpass("Enter PEM pass phrase:")
 
 
 def make_context(keys: Path) -> ssl.SSLContext:
-    """Return TLS settings from the PEM files in `keys`; raise OSError or ValueError."""
-    for name in ("key.pem", "fullchain.pem", "ca.pem"):
-        (keys / name).open().close()  # OpenSSL's error would not name the file
+    """Return TLS settings from the PEM files in `keys`; raise ValueError with advice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no RSA under 2048 bits, no SHA-1
@@ -63,11 +57,11 @@ def make_context(keys: Path) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     # Without VERIFY_X509_PARTIAL_CHAIN: every chain must reach a self-signed certificate.
     context.verify_flags = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_TRUSTED_FIRST
-    suspect = "wrong pass phrase, damaged key.pem or fullchain.pem, or unsupported type of key"
     try:
+        for name in ("key.pem", "fullchain.pem", "ca.pem"):
+            (keys / name).open().close()  # OpenSSL's error would not name the file
         password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
-        suspect = "damaged ca.pem or crl.pem"
         context.load_verify_locations(keys / "ca.pem")
         anchors = [ca["subject"] for ca in context.get_ca_certs()]
         chain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -78,8 +72,9 @@ def make_context(keys: Path) -> ssl.SSLContext:
         if (keys / "crl.pem").exists():
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-    except ssl.SSLError as error:
-        raise ValueError(f"{error}: {suspect}") from error
+    except OSError as error:
+        advice = "set the right SROS_PASSPHRASE, replace files that are damaged or not supported"
+        raise ValueError(f"{keys}: {error}; {advice}") from error
     return context
 
 
@@ -108,30 +103,18 @@ def converse(connection: ssl.SSLSocket) -> None:
                 raise ConnectionError(f"a line cut short, or longer than {MAX_LINE} bytes")
             text = line.decode(errors="backslashreplace").rstrip("\r\n")
             say(f"read: [{text}]", sys.stdout)
-            if HTTP_REQUEST.fullmatch(text):
+            if re.fullmatch(r"[A-Z]+ \S+ HTTP/1\.\d", text):
                 connection.sendall(HTTP_ANSWER)
                 break
             connection.sendall(b"hello\n" if line == b"hola\n" else line)
     say("closed", sys.stdout)
 
 
-def hang_up(connection: ssl.SSLSocket) -> None:
-    """Send close_notify, then drain: a reset for unread data can destroy an alert on its way."""
-    deadline = time.monotonic() + DRAIN_TIMEOUT
-    with contextlib.suppress(OSError):
-        connection.settimeout(0)  # send, but do not wait for the peer's
-        connection.unwrap()
-    with contextlib.suppress(OSError):
-        connection.settimeout(DRAIN_TIMEOUT)
-        connection.shutdown(socket.SHUT_WR)
-        while connection.recv(MAX_LINE) and time.monotonic() < deadline:
-            pass
-
-
-def serve(raw: socket.socket, peer: str, context: ssl.SSLContext, verbose: bool) -> None:
+def serve(raw: socket.socket, address: Any, context: ssl.SSLContext, verbose: bool) -> None:
     """Serve one client, in a thread of its own, from the handshake to the end."""
+    peer = f"{address[0]} port {address[1]}"
     wrap = functools.partial(context.wrap_socket, server_side=True, suppress_ragged_eofs=False)
-    with contextlib.suppress(OSError), wrap(raw, do_handshake_on_connect=False) as connection:
+    with suppress(OSError), wrap(raw, do_handshake_on_connect=False) as connection:
         try:
             connection.settimeout(HANDSHAKE_TIMEOUT)
             connection.do_handshake()  # verifies the client; if it fails, an alert tells it why
@@ -141,14 +124,19 @@ def serve(raw: socket.socket, peer: str, context: ssl.SSLContext, verbose: bool)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             if verbose:
                 names: Any = connection.getpeercert()
-                subject = ["=".join(pair) for rdn in names["subject"] for pair in rdn]
-                alternatives = [":".join(pair) for pair in names.get("subjectAltName", ())]
-                session = [peer, str(connection.version()), (connection.cipher() or "?")[0]]
-                say(", ".join([*session, *subject, *alternatives]), sys.stderr)
+                pairs = sum(names["subject"], names.get("subjectAltName", ()))
+                say(f"{peer}: {connection.cipher()}, {', '.join(map('='.join, pairs))}", sys.stderr)
             converse(connection)
         except OSError as error:
             complain(peer, error)
-        hang_up(connection)
+        connection.settimeout(0)
+        with suppress(OSError):
+            connection.unwrap()  # sends close_notify, and does not wait for the peer's
+        connection.settimeout(DRAIN_TIMEOUT)
+        connection.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + DRAIN_TIMEOUT
+        while connection.recv(MAX_LINE) and time.monotonic() < deadline:
+            pass  # closing on unread data resets, and a reset can destroy an alert on its way
 
 
 def accept(listener: socket.socket, contexts: list[ssl.SSLContext], verbose: bool) -> None:
@@ -156,12 +144,11 @@ def accept(listener: socket.socket, contexts: list[ssl.SSLContext], verbose: boo
     while True:
         try:
             raw, address = listener.accept()
-            client = (raw, f"{address[0]} port {address[1]}", contexts[0], verbose)
-            threading.Thread(target=serve, args=client, daemon=True).start()
+            Thread(target=serve, args=(raw, address, contexts[0], verbose), daemon=True).start()
         except (OSError, RuntimeError) as error:  # out of descriptors or threads
             complain("cannot accept", error)
             time.sleep(PAUSE)
-        while threading.active_count() > MAX_CONNECTIONS:
+        while active_count() > MAX_CONNECTIONS:
             time.sleep(PAUSE)
 
 
@@ -185,8 +172,7 @@ def main() -> int:
         return 1
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # in all threads; sigwait takes them
     for listener in listeners:
-        arguments = (listener, contexts, options.verbose)
-        threading.Thread(target=accept, args=arguments, daemon=True).start()
+        Thread(target=accept, args=(listener, contexts, options.verbose), daemon=True).start()
     say(f"listening on {options.host} port {listeners[0].getsockname()[1]}", sys.stderr)
     while (number := signal.sigwait(SIGNALS)) == signal.SIGHUP:
         try:

@@ -200,7 +200,9 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
         (b"keys: {root: {subject: {commonName: \xe9}}}\n", "."),
     ],
 )
-def test_what_is_no_mapping_in_yaml_is_refused(pair: Pair, broken: str | bytes, reason: str) -> None:
+def test_what_is_no_mapping_in_yaml_is_refused(
+    pair: Pair, broken: str | bytes, reason: str
+) -> None:
     pair(broken, small(), "", reason)
 
 
@@ -230,9 +232,13 @@ def test_recursive_aliases_are_refused(pair: Pair, broken: str, sound: str) -> N
     ],
 )
 def test_a_duplicate_field_is_refused(pair: Pair, once: str, name: str) -> None:
-    twice = once + once if "\n    " in once or once[:4].isspace() else f"{once.rstrip()} {{}}\n{once}"
+    twice = (
+        once + once if "\n    " in once or once[:4].isspace() else f"{once.rstrip()} {{}}\n{once}"
+    )
     assert once in small()
-    pair(small().replace(once, twice, 1), small(), "", rf"\b{name}\b.*line \d+|line \d+.*\b{name}\b")
+    pair(
+        small().replace(once, twice, 1), small(), "", rf"\b{name}\b.*line \d+|line \d+.*\b{name}\b"
+    )
 
 
 def test_a_duplicate_merge_is_refused_and_a_list_of_merges_is_not(pair: Pair) -> None:
@@ -416,7 +422,9 @@ def test_issuers_in_a_circle_are_refused(pair: Pair) -> None:
     pair(broken, sound, "keys", "^.(root|master).issuer:.*(circle|cycle|loop)")
 
 
-@pytest.mark.parametrize(("broken", "sound"), [("pathlen:0", "pathlen:1"), ("pathlen:1", "pathlen:2")])
+@pytest.mark.parametrize(
+    ("broken", "sound"), [("pathlen:0", "pathlen:1"), ("pathlen:1", "pathlen:2")]
+)
 def test_a_chain_longer_than_its_path_length_is_refused(
     pair: Pair, broken: str, sound: str
 ) -> None:
@@ -598,7 +606,12 @@ def test_a_bad_extension_of_a_ca_is_refused(
         ("crlDistributionPoints", "http://a.example/c", "URI:http://a.example/c", "URI"),
         ("crlDistributionPoints", "DNS:a.example", "URI:http://a.example/b", "URI"),
         ("authorityInfoAccess", "OCSP;http://a.example/", "OCSP;URI:http://a.example/", "URI"),
-        ("authorityInfoAccess", "URI:http://a.example/", "OCSP;URI:http://a.example/", "OCSP|OID|U"),
+        (
+            "authorityInfoAccess",
+            "URI:http://a.example/",
+            "OCSP;URI:http://a.example/",
+            "OCSP|OID|U",
+        ),
         ("authorityInfoAccess", "wave;URI:a:b", "1.3.6.1.5.5.7.48.3;URI:a:b", "OCSP|OID|wave"),
         ("authorityInfoAccess", "critical, OCSP;URI:a:b", "OCSP;URI:a:b", "critical"),
         ("nameConstraints", "permitted;DNS:example", "~", "CA"),
@@ -618,7 +631,7 @@ def test_a_bad_extension_of_a_node_is_refused(
 @pytest.mark.parametrize("oid", ["1.40.3", "3.1.2", "1.2.x", "2.5.29.19", "2.5.29.17"])
 def test_a_bad_or_a_named_object_identifier_is_refused(pair: Pair, oid: str) -> None:
     place = "keys/nodes/node/extensions/"
-    broken, sound = small({place + oid: "DER:0500"}), small({place + "1.40.3"[:2] + "3": "DER:0500"})
+    broken, sound = small({place + oid: "DER:0500"}), small({place + "2.39.3": "DER:0500"})
     pair(broken, sound, f"keys.nodes.node.extensions.{oid}", "OID|object identifier|field")
 
 
@@ -672,3 +685,661 @@ def test_a_name_that_is_a_folder_is_accepted(accept: Accept, name: str) -> None:
     plain = name.strip("\"'")
     assert verifies(folder / "keys" / plain)
     assert f"CN = {plain}" in text_of(folder / "keys" / plain)
+
+
+# --- What a configuration says, and the certificates that come of it ------------------------------
+
+
+def test_the_shipped_configuration_is_read_by_openssl_as_it_stands(made: Path) -> None:
+    keys = made / "keys"
+    assert "X509v3 Basic Constraints: critical CA:TRUE, pathlen:1 " in text_of(keys / "root")
+    assert "X509v3 Basic Constraints: critical CA:TRUE, pathlen:0 " in text_of(keys / "master")
+    for name, purpose, alternative in [
+        ("server", "Server", "DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1 "),
+        ("client", "Client", "DNS:client "),
+    ]:
+        text = text_of(keys / name)
+        subject = f"C = US, O = SROS Example, OU = Robots, CN = {name} "
+        assert f"Subject: {subject}" in text
+        assert "X509v3 Basic Constraints: critical CA:FALSE " in text
+        assert "X509v3 Key Usage: critical Digital Signature X509v3" in text
+        assert f"X509v3 Extended Key Usage: TLS Web {purpose} Authentication X509v3" in text
+        assert f"X509v3 Subject Alternative Name: {alternative}" in text
+        assert verifies(keys / name)
+
+
+MERGES = """\
+keys:
+  nodes:
+    arm: &arm
+      <<: [*strong, *common]
+      issuer: master
+      subject: {<<: *subject, organizationalUnitName: Arms of $name}
+      validity: &year {notAfter: 1y}
+      extensions: &arm-extensions
+        basicConstraints: critical, CA:FALSE
+        keyUsage: digitalSignature
+        subjectKeyIdentifier: hash
+        authorityKeyIdentifier: keyid
+        subjectAltName: DNS:$name, DNS:${name}.example, URI:urn:$name, email:$name@robots.example
+        extendedKeyUsage: clientAuth
+    leg:
+      <<: *arm
+      key: ed25519
+      digest: ~
+      subject: {<<: *subject, countryName: ~, localityName: $$5 for $name}
+      extensions: {<<: *arm-extensions, extendedKeyUsage: ~}
+    eye: {<<: *arm, issuer: root, passphrase: SROS_EYE_PASSPHRASE, cipher: aes-256-cbc}
+    ear: {<<: *arm, cipher: ~, passphrase: ~}
+  master:
+    <<: *common
+    issuer: root
+    subject: *subject
+    validity: {notAfter: 2y}
+    extensions: {<<: *ca, authorityKeyIdentifier: keyid}
+  root: {<<: *common, subject: *subject, validity: {notAfter: 3y}, extensions: *ca}
+"""
+ANCHORS = """\
+x-strong: &strong {key: ec:secp384r1, digest: sha384}
+x-common: &common {key: ec:prime256v1}
+x-subject: &subject {countryName: US, commonName: $name}
+x-ca: &ca
+  basicConstraints: critical, CA:TRUE
+  keyUsage: critical, keyCertSign, cRLSign
+  subjectKeyIdentifier: hash
+x-unused: [1, 2.5, ~, 2040-01-01, {a: no}]
+"""
+
+
+def test_merges_anchors_names_and_unset_fields_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "sros_config.yml").write_text(ANCHORS + MERGES)
+    result = generate(tmp_path, env={"SROS_EYE_PASSPHRASE": "eye"})
+    assert (result.returncode, result.stderr) == (0, "")
+    keys = tmp_path / "keys"
+    arm, leg, eye, ear = (text_of(keys / name) for name in ("arm", "leg", "eye", "ear"))
+    assert "Subject: C = US, CN = arm, OU = Arms of arm " in arm
+    assert "Issuer: C = US, CN = master " in arm
+    assert "NIST CURVE: P-384" in arm
+    names = "DNS:arm, DNS:arm.example, URI:urn:arm, email:arm@robots.example "
+    assert f"X509v3 Subject Alternative Name: {names}" in arm
+    assert "X509v3 Extended Key Usage: TLS Web Client Authentication " in arm
+    assert "Subject: CN = leg, L = $5 for leg " in leg
+    assert "Public Key Algorithm: ED25519 " in leg
+    assert names.replace("arm", "leg") in leg
+    assert "Extended Key Usage" not in leg
+    assert "Issuer: C = US, CN = root " in eye
+    assert "Subject: C = US, CN = ear, OU = Arms of ear " in ear
+    encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----"
+    marks = {path.parent.name: path.read_text().split("\n")[0] for path in keys.glob("*/key.pem")}
+    assert [name for name, mark in marks.items() if mark == encrypted] == ["eye"]
+    openssl("pkey", "-noout", "-passin", "pass:eye", "-in", keys / "eye" / "key.pem")
+    assert all(verifies(keys / name) for name in ("arm", "leg", "eye", "ear"))
+    assert not verifies(keys / "arm", anchor=keys / "master" / "issued")
+
+
+def test_an_anchor_that_is_used_before_it_stands_is_refused(pair: Pair) -> None:
+    sound = small({"keys/root": "{<<: *root}"}).replace("keys:", "x-root: &root\n" + "keys:")
+    fields = (
+        small(only="keys/root")
+        .split("root:\n")[1]
+        .replace("\n    ", "\n  ")
+        .replace("    key", "  key")
+    )
+    sound = sound.replace("&root\n", f"&root\n{fields}".rstrip() + "\n")
+    anchor, rest = sound[: sound.index("keys:")], sound[sound.index("keys:") :]
+    pair(rest + anchor, anchor + rest, "", r"\broot\b.*line 2")
+
+
+def begins_and_ends(folder: Path) -> list[datetime]:
+    """Return when a certificate begins and ends, as openssl reads it."""
+    printed = openssl("x509", "-noout", "-startdate", "-enddate", "-in", folder / "cert.pem")
+    return [moment(line) for line in printed.splitlines()]
+
+
+def moment(line: str) -> datetime:
+    """Return what openssl prints as NAME=Jan  2 03:04:05 2040 GMT."""
+    read = datetime.strptime(line.partition("=")[2], "%b %d %H:%M:%S %Y %Z")
+    return read.replace(tzinfo=timezone.utc)
+
+
+def in_turn(roots: Mapping[str, str]) -> str:
+    """Return a configuration of self-signed entries, each with a field of validity of its own."""
+    fields: dict[str, str] = {}
+    for name, validity in roots.items():
+        own = {k.replace("root", name): v for k, v in SMALL.items() if k.startswith("keys/root/")}
+        fields |= {k: v for k, v in own.items() if "/validity" not in k}
+        fields |= {f"keys/{name}/validity": validity}
+    return written(fields)
+
+
+def test_absolute_validity_is_what_the_certificate_says(accept: Accept) -> None:
+    begins = datetime(2020, 2, 29, 0, 0, 0, tzinfo=timezone.utc)
+    ends = datetime(2040, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    midnight = datetime(2040, 1, 2, tzinfo=timezone.utc)
+    late = datetime(2060, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+    cases = {
+        "zulu": ("2040-01-02T03:04:05Z", ends),
+        "quoted": ('"2040-01-02T03:04:05Z"', ends),
+        "blank": ("2040-01-02 03:04:05", ends),
+        "east": ("2040-01-02T05:04:05+02:00", ends),
+        "west": ("2040-01-01T22:04:05-05:00", ends),
+        "fraction": ("2040-01-02T03:04:05.678Z", ends),
+        "date": ("2040-01-02", midnight),
+        "late": ("2060-12-31T23:59:59Z", late),
+    }
+    roots = {
+        name: f"{{notBefore: 2020-02-29, notAfter: {end}}}" for name, (end, _) in cases.items()
+    }
+    keys = accept(in_turn(roots)) / "keys"
+    read = {name: begins_and_ends(keys / name) for name in cases}
+    assert read == {name: [begins, end] for name, (_, end) in cases.items()}
+
+
+def test_relative_validity_counts_from_now(accept: Accept) -> None:
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    cases = {
+        "hours": ("{notBefore: -36h, notAfter: 1h}", -36 * hour, hour),
+        "days": ("{notBefore: -1d, notAfter: 10d}", -day, 10 * day),
+        "weeks": ("{notBefore: -2w, notAfter: +3w}", -14 * day, 21 * day),
+        "years": ("{notBefore: -1y, notAfter: 20y}", -365 * day, 20 * 365 * day),
+        "now": ("{notBefore: 0h, notAfter: 30d}", 0 * day, 30 * day),
+        "left-out": ("{notAfter: 30d}", 0 * day, 30 * day),
+    }
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    keys = accept(in_turn({name: validity for name, (validity, _, _) in cases.items()})) / "keys"
+    after = datetime.now(timezone.utc)
+    for name, (_, begin, end) in cases.items():
+        begins, ends = begins_and_ends(keys / name)
+        assert before + begin <= begins <= after + begin, name
+        assert before + end <= ends <= after + end, name
+
+
+def test_a_list_lives_as_long_as_its_ca_unless_it_says_otherwise(accept: Accept) -> None:
+    roots = {"long": "{notAfter: 2040-01-02}", "short": "{notAfter: 2040-01-02, nextUpdate: 30d}"}
+    keys = accept(in_turn(roots)) / "keys"
+    ends = {
+        name: moment(
+            openssl("crl", "-noout", "-nextupdate", "-in", keys / name / "crl.pem").strip()
+        )
+        for name in roots
+    }
+    assert ends["long"] == datetime(2040, 1, 2, tzinfo=timezone.utc)
+    left = ends["short"] - datetime.now(timezone.utc)
+    assert timedelta(days=30) - timedelta(minutes=5) < left < timedelta(days=30)
+
+
+def test_a_child_that_would_outlive_its_issuer_ends_with_it_and_the_output_says_so(
+    accept: Accept,
+) -> None:
+    end = "2035-06-07T08:09:10Z"
+    twin = {k.replace("/node/", "/twin/"): v for k, v in SMALL.items() if "/node/" in k}
+    changes = {
+        "keys/master/validity/notAfter": end,
+        "keys/nodes/node/validity/notAfter": "2035-06-07T08:09:11Z",
+    }
+    folder = accept(small(changes | twin | {"keys/nodes/twin/validity/notAfter": end}))
+    for name in ("master", "node", "twin"):
+        expected = datetime(2035, 6, 7, 8, 9, 10, tzinfo=timezone.utc)
+        assert begins_and_ends(folder / "keys" / name)[1] == expected
+    lines = {line.split()[0]: line for line in (folder / "out").read_text().splitlines()}
+    assert len(lines["node"].split()) > len(lines["twin"].split())
+    extra = lines["node"].strip().removeprefix("node").replace(lines["twin"].strip()[4:], "", 1)
+    assert "master" in extra
+    assert extra != lines["node"].strip().removeprefix("node")
+
+
+# --- The examples in the shipped configuration ----------------------------------------------------
+
+
+def uncommented(folder: Path, name: str) -> None:
+    """Take the comment sign away from an example, and from the lines that belong to it."""
+    path = folder / "sros_config.yml"
+    text, count = re.subn(
+        rf"(?m)^#   ({name}:.*\n)((?:#     .*\n)*)",
+        lambda match: f"    {match[1]}" + match[2].replace("#   ", "    "),
+        path.read_text(),
+    )
+    assert count == 1
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "purposes", "variable"),
+    [
+        ("client2", "NIST CURVE: P-256", "TLS Web Client Authentication", "SROS_PASSPHRASE"),
+        (
+            "talker",
+            "NIST CURVE: P-256",
+            "TLS Web Server Authentication, TLS Web Client Authentication",
+            "SROS_PASSPHRASE",
+        ),
+        ("legacy", "Public-Key: (3072 bit)", "TLS Web Client Authentication", "SROS_PASSPHRASE"),
+        ("camera", "NIST CURVE: P-256", "TLS Web Client Authentication", ""),
+        ("arm", "NIST CURVE: P-256", "TLS Web Client Authentication", "SROS_ARM_PASSPHRASE"),
+    ],
+)
+def test_a_commented_example_works_as_its_comment_says(
+    copy: Path, name: str, key: str, purposes: str, variable: str
+) -> None:
+    uncommented(copy, name)
+    phrases = PHRASES | {"SROS_ARM_PASSPHRASE": "of its own"}
+    result = generate(copy, env=phrases)
+    assert (result.returncode, result.stderr) == (0, "")
+    folder = copy / "keys" / name
+    text = text_of(folder)
+    assert key in text
+    assert f"X509v3 Extended Key Usage: {purposes} X509v3" in text
+    assert f"X509v3 Subject Alternative Name: DNS:{name} " in text
+    assert f"Subject: C = US, O = SROS Example, OU = Robots, CN = {name} " in text
+    assert verifies(folder)
+    opens = {
+        each: run(
+            "openssl", "pkey", "-noout", "-in", folder / "key.pem", "-passin", f"pass:{phrase}"
+        )
+        for each, phrase in phrases.items()
+    }
+    assert [each for each in opens if opens[each].returncode == 0] == (
+        [variable] if variable else list(phrases)
+    )
+
+
+# --- Key types ------------------------------------------------------------------------------------
+
+KEY_TYPES = {
+    "ec:prime256v1": "NIST CURVE: P-256",
+    "ec:secp384r1": "NIST CURVE: P-384",
+    "ec:secp521r1": "NIST CURVE: P-521",
+    "rsa:2048": "Public-Key: (2048 bit)",
+    "rsa:3072": "Public-Key: (3072 bit)",
+    "ed25519": "Public Key Algorithm: ED25519",
+    "ed448": "Public Key Algorithm: ED448",
+}
+
+
+def all_of(key: str) -> str:
+    """Return a root, a master and a node on keys of one type."""
+    return small({f"keys/{name}/key": key for name in ("root", "master", "nodes/node")})
+
+
+@pytest.mark.parametrize("key", KEY_TYPES)
+def test_a_chain_of_one_key_type_verifies(accept: Accept, key: str) -> None:
+    folder = accept(all_of(key))
+    for name in ("root", "master", "node"):
+        assert KEY_TYPES[key] in text_of(folder / "keys" / name)
+    assert verifies(folder / "keys" / "node")
+    assert not verifies(folder / "keys" / "node", anchor=accept(small()) / "keys" / "root")
+    lines = (folder / "out").read_text().splitlines()
+    assert len(lines) == 3 and all(key in line.split() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "digest", "algorithm"),
+    [
+        ("rsa:2048", "sha256", "sha256WithRSAEncryption"),
+        ("rsa:2048", "sha384", "sha384WithRSAEncryption"),
+        ("ec:secp384r1", "~", "ecdsa-with-SHA256"),
+        ("ec:prime256v1", "sha512", "ecdsa-with-SHA512"),
+    ],
+)
+def test_a_digest_is_what_its_key_signs_with(
+    accept: Accept, key: str, digest: str, algorithm: str
+) -> None:
+    master = {"keys/master/key": key, "keys/master/digest": digest}
+    keys = accept(small(master)) / "keys"
+    assert f"Signature Algorithm: {algorithm} " in text_of(keys / "node")
+    assert "Signature Algorithm: ecdsa-with-SHA256 " in text_of(keys / "master")
+    text = openssl("crl", "-noout", "-text", "-in", keys / "master" / "crl.pem")
+    assert f"Signature Algorithm: {algorithm}\n" in text
+
+
+def context(folder: Path, anchor: Path) -> SSL.Context:
+    """Return a context with a node's files, which trusts an anchor and checks all its lists."""
+    made = SSL.Context(SSL.TLS_METHOD)
+    made.set_min_proto_version(SSL.TLS1_3_VERSION)
+    made.use_certificate_chain_file(folder / "fullchain.pem")
+    made.use_privatekey_file(folder / "key.pem")
+    made.check_privatekey()
+    made.load_verify_locations(anchor / "ca.pem")
+    made.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    store = made.get_cert_store()
+    assert store is not None
+    check_in_full(store, anchor)
+    return made
+
+
+def check_in_full(store: crypto.X509Store, folder: Path) -> None:
+    """Have a store check strictly, with all revocation lists of a node's folder."""
+    lists = re.findall(
+        r"-----BEGIN[^-]+-----[^-]+-----END[^-]+-----\n", (folder / "crl.pem").read_text()
+    )
+    assert len(lists) == 2
+    for each in lists:
+        store.add_crl(x509.load_pem_x509_crl(each.encode()))
+    flags = crypto.X509StoreFlags
+    store.set_flags(flags.X509_STRICT | flags.CRL_CHECK | flags.CRL_CHECK_ALL)
+
+
+def shake_hands(server: SSL.Context, client: SSL.Context) -> list[SSL.Connection]:
+    """Connect two contexts in memory, and return both ends after an exchange."""
+    ends = [SSL.Connection(server), SSL.Connection(client)]
+    ends[0].set_accept_state()
+    ends[1].set_connect_state()
+    for _ in range(4):  # flights
+        for end, other in (ends, ends[::-1]):
+            try:
+                end.do_handshake()
+            except SSL.WantReadError:
+                pass
+            finally:
+                carry(end, other)
+    for end, other in (ends, ends[::-1]):
+        end.send(b"hola\n")
+        carry(end, other)
+        assert other.recv(9) == b"hola\n"
+    return ends
+
+
+def carry(end: SSL.Connection, other: SSL.Connection) -> None:
+    """Take what one end has written to the other."""
+    try:
+        other.bio_write(end.bio_read(1 << 20))
+    except SSL.WantReadError:
+        pass
+
+
+@pytest.mark.parametrize("level", ["44", "65", "87"])
+def test_ml_dsa_makes_a_chain_that_verifies_and_a_mutual_handshake(
+    accept: Accept, level: str
+) -> None:
+    key = f"ml-dsa-{level}"
+    keys = accept(all_of(key)) / "keys"
+    chain = [
+        x509.load_pem_x509_certificate((keys / name / "cert.pem").read_bytes())
+        for name in ("root", "master", "node")
+    ]
+    root, master, node = chain
+    for certificate, issuer in [(root, root), (master, root), (node, master)]:
+        certificate.verify_directly_issued_by(issuer)
+        assert f"MLDSA{level}" in type(certificate.public_key()).__name__.upper()
+        assert certificate.signature_hash_algorithm is None
+    store = crypto.X509Store()
+    store.add_cert(crypto.X509.from_cryptography(root))
+    check_in_full(store, keys / "node")
+    leaf, between = (crypto.X509.from_cryptography(each) for each in (node, master))
+    crypto.X509StoreContext(store, leaf, [between]).verify_certificate()
+
+    ours = context(keys / "node", anchor=keys / "node")
+    for end in shake_hands(ours, ours):
+        assert end.get_protocol_version_name() == "TLSv1.3"
+        peer = end.get_peer_certificate()
+        assert peer is not None and peer.to_cryptography() == node
+    strange = accept(small()) / "keys" / "node"
+    ours_too = context(strange, anchor=keys / "node")
+    with pytest.raises(SSL.Error, match="certificate verify failed"):
+        shake_hands(ours, ours_too)
+
+
+# --- Five levels and every extension --------------------------------------------------------------
+
+FIVE_LEVELS = """\
+keys:
+  cell:
+    issuer: plant
+    key: ed448
+    subject: {commonName: $name}
+    validity: {notAfter: 4y}
+    extensions:
+      subjectKeyIdentifier: hash
+      authorityKeyIdentifier: keyid
+      keyUsage: critical, digitalSignature, keyCertSign, cRLSign
+      basicConstraints: critical, CA:TRUE, pathlen:0
+      certificatePolicies: critical, 2.5.29.32.0
+      extendedKeyUsage: critical, serverAuth, clientAuth, emailProtection
+  nodes:
+    sensor:
+      issuer: cell
+      key: ec:secp384r1
+      subject: {commonName: $name}
+      validity: {notAfter: 1y}
+      extensions:
+        basicConstraints: CA:FALSE
+        keyUsage: digitalSignature, nonRepudiation, keyAgreement, encipherOnly, decipherOnly
+        authorityKeyIdentifier: keyid
+        subjectAltName: critical, DNS:sensor.example
+        crlDistributionPoints: critical, URI:http://ca.example/cell.crl
+        certificatePolicies: 1.3.6.1.4.1.99999.5, 1.3.6.1.4.1.99999.6
+    robot:
+      issuer: cell
+      key: rsa:2048
+      subject:
+        domainComponent: robots
+        countryName: NL
+        stateOrProvinceName: Zuid-Holland
+        localityName: Delft
+        organizationName: Robots & Söhne
+        organizationalUnitName: Arms
+        serialNumber: "0123"
+        commonName: $name
+        emailAddress: $name@robots.example
+      validity: {notAfter: 1y}
+      extensions:
+        1.3.6.1.4.1.99999.1: DER:0c:05:68:65:6c:6c:6f
+        basicConstraints: critical, CA:FALSE
+        keyUsage: critical, keyEncipherment, digitalSignature, dataEncipherment
+        extendedKeyUsage: serverAuth, clientAuth, emailProtection, 1.3.6.1.4.1.99999.2
+        subjectKeyIdentifier: hash
+        authorityKeyIdentifier: keyid
+        subjectAltName: DNS:$name.example, DNS:*.$name.example, IP:192.0.2.7, IP:2001:db8::7,
+          URI:https://$name.example/a?b=c, email:$name@robots.example
+        certificatePolicies: 1.3.6.1.4.1.99999.5
+        crlDistributionPoints: URI:http://ca.example/cell.crl, URI:http://cb.example/cell.crl
+        authorityInfoAccess: OCSP;URI:http://ocsp.example/, caIssuers;URI:http://ca.example/cell.cer
+  root:
+    key: rsa:2048
+    digest: sha512
+    subject: {commonName: $name}
+    validity: {notAfter: 10y}
+    extensions:
+      basicConstraints: critical, CA:TRUE, pathlen:3
+      keyUsage: keyCertSign, cRLSign
+      subjectKeyIdentifier: hash
+      authorityKeyIdentifier: keyid
+  plant:
+    issuer: region
+    key: ed25519
+    subject: {commonName: $name}
+    validity: {notAfter: 6y}
+    extensions:
+      basicConstraints: critical, CA:TRUE, pathlen:1
+      keyUsage: critical, keyCertSign, cRLSign
+      subjectKeyIdentifier: hash
+      authorityKeyIdentifier: keyid
+      nameConstraints: excluded;email:spam.example, excluded;URI:.spam.example
+  region:
+    issuer: root
+    key: ec:secp384r1
+    digest: sha384
+    subject: {commonName: $name}
+    validity: {notAfter: 8y}
+    extensions:
+      2.5.29.54: critical, DER:02 01 05
+      basicConstraints: critical, CA:TRUE, pathlen:2
+      keyUsage: critical, keyCertSign, cRLSign
+      subjectKeyIdentifier: hash
+      authorityKeyIdentifier: keyid
+      nameConstraints: critical, permitted;DNS:example, permitted;email:robots.example,
+        permitted;IP:192.0.2.0/255.255.255.0, permitted;IP:2001:db8::/32, excluded;DNS:spam.example
+"""
+# What openssl prints of them: entry, name of the extension, value.
+PRINTED = [
+    ("root", "X509v3 Basic Constraints", "critical CA:TRUE, pathlen:3"),
+    ("root", "X509v3 Key Usage", "Certificate Sign, CRL Sign"),
+    ("region", "X509v3 Basic Constraints", "critical CA:TRUE, pathlen:2"),
+    ("region", "X509v3 Key Usage", "critical Certificate Sign, CRL Sign"),
+    (
+        "region",
+        "X509v3 Name Constraints",
+        "critical Permitted: DNS:example email:robots.example IP:192.0.2.0/255.255.255.0 "
+        "IP:2001:DB8:0:0:0:0:0:0/FFFF:FFFF:0:0:0:0:0:0 Excluded: DNS:spam.example",
+    ),
+    ("region", "X509v3 Inhibit Any Policy", "critical 5"),
+    ("plant", "X509v3 Basic Constraints", "critical CA:TRUE, pathlen:1"),
+    ("plant", "X509v3 Name Constraints", "Excluded: email:spam.example URI:.spam.example"),
+    ("cell", "X509v3 Basic Constraints", "critical CA:TRUE, pathlen:0"),
+    ("cell", "X509v3 Key Usage", "critical Digital Signature, Certificate Sign, CRL Sign"),
+    ("cell", "X509v3 Certificate Policies", "critical Policy: X509v3 Any Policy"),
+    (
+        "cell",
+        "X509v3 Extended Key Usage",
+        "critical TLS Web Server Authentication, TLS Web Client Authentication, E-mail Protection",
+    ),
+    ("robot", "X509v3 Basic Constraints", "critical CA:FALSE"),
+    (
+        "robot",
+        "X509v3 Key Usage",
+        "critical Digital Signature, Key Encipherment, Data Encipherment",
+    ),
+    (
+        "robot",
+        "X509v3 Extended Key Usage",
+        "TLS Web Server Authentication, TLS Web Client Authentication, E-mail Protection, "
+        "1.3.6.1.4.1.99999.2",
+    ),
+    (
+        "robot",
+        "X509v3 Subject Alternative Name",
+        "DNS:robot.example, DNS:*.robot.example, IP Address:192.0.2.7, "
+        "IP Address:2001:DB8:0:0:0:0:0:7, URI:https://robot.example/a?b=c, "
+        "email:robot@robots.example",
+    ),
+    ("robot", "X509v3 Certificate Policies", "Policy: 1.3.6.1.4.1.99999.5"),
+    (
+        "robot",
+        "X509v3 CRL Distribution Points",
+        "Full Name: URI:http://ca.example/cell.crl Full Name: URI:http://cb.example/cell.crl",
+    ),
+    (
+        "robot",
+        "Authority Information Access",
+        "OCSP - URI:http://ocsp.example/ CA Issuers - URI:http://ca.example/cell.cer",
+    ),
+    ("robot", "1.3.6.1.4.1.99999.1", "..hello"),
+    ("sensor", "X509v3 Basic Constraints", "CA:FALSE"),
+    (
+        "sensor",
+        "X509v3 Key Usage",
+        "Digital Signature, Non Repudiation, Key Agreement, Encipher Only, Decipher Only",
+    ),
+    ("sensor", "X509v3 Subject Alternative Name", "critical DNS:sensor.example"),
+    (
+        "sensor",
+        "X509v3 CRL Distribution Points",
+        "critical Full Name: URI:http://ca.example/cell.crl",
+    ),
+    (
+        "sensor",
+        "X509v3 Certificate Policies",
+        "Policy: 1.3.6.1.4.1.99999.5 Policy: 1.3.6.1.4.1.99999.6",
+    ),
+]
+LEVELS = ["root", "region", "plant", "cell", "robot"]
+
+
+@pytest.mark.parametrize(("name", "extension", "value"), PRINTED)
+def test_an_extension_is_read_back_as_it_was_written(
+    accept: Accept, name: str, extension: str, value: str
+) -> None:
+    text = text_of(accept(FIVE_LEVELS) / "keys" / name)
+    after = r" (?:X509v3 |Authority Information Access|1\.3\.6|Signature Algorithm)"
+    assert re.findall(rf"{re.escape(extension)}: (.*?){after}", text) == [value]
+
+
+def test_key_identifiers_lead_from_each_level_to_the_next(accept: Accept) -> None:
+    keys = accept(FIVE_LEVELS) / "keys"
+    bytes_in_hex = "((?:[0-9A-F]{2}:){19}[0-9A-F]{2}) "
+    own, issuers = {}, {}
+    for name in [*LEVELS, "sensor"]:
+        text = text_of(keys / name)
+        own[name] = re.findall(f"X509v3 Subject Key Identifier: {bytes_in_hex}", text)
+        issuers[name] = re.findall(f"X509v3 Authority Key Identifier: {bytes_in_hex}", text)
+    assert own.pop("sensor") == []
+    assert len({tuple(each) for each in own.values()}) == len(LEVELS)
+    for name, above in zip([*LEVELS, "sensor"], ["root", *LEVELS[:4], "cell"], strict=True):
+        assert issuers[name] == own[above] and len(own[above]) == 1
+
+
+def test_five_levels_in_shuffled_order_are_walked_from_the_top_and_verify(accept: Accept) -> None:
+    folder = accept(FIVE_LEVELS)
+    lines = (folder / "out").read_text().splitlines()
+    assert [line.split()[0] for line in lines] in (
+        [*LEVELS, "sensor"],
+        [*LEVELS[:4], "sensor", "robot"],
+    )
+    indents = {line.split()[0]: len(line) - len(line.lstrip()) for line in lines}
+    assert len({indents[name] for name in LEVELS}) == 5
+    assert indents["robot"] == indents["sensor"] > indents["cell"] > indents["plant"]
+    for name in ("robot", "sensor"):
+        assert verifies(folder / "keys" / name)
+        path = folder / "keys" / name / "fullchain.pem"
+        subjects = openssl("storeutl", "-noout", "-text", "-certs", path).count("Subject: ")
+        assert subjects == 4
+    algorithms = {
+        "region": "sha512WithRSAEncryption",
+        "plant": "ecdsa-with-SHA384",
+        "cell": "ED25519",
+        "robot": "ED448",
+    }
+    for name, algorithm in algorithms.items():
+        assert f"Signature Algorithm: {algorithm} " in text_of(folder / "keys" / name)
+
+
+def test_a_subject_is_in_the_order_in_which_it_is_written(accept: Accept) -> None:
+    path = accept(FIVE_LEVELS) / "keys" / "robot" / "cert.pem"
+    subject = openssl("x509", "-noout", "-subject", "-nameopt", "sep_comma_plus,utf8", "-in", path)
+    assert subject.strip() == (
+        "subject=DC=robots,C=NL,ST=Zuid-Holland,L=Delft,O=Robots & Söhne,OU=Arms,"
+        "serialNumber=0123,CN=robot,emailAddress=robot@robots.example"
+    )
+
+
+def test_a_name_outside_of_its_cas_constraints_is_an_error_and_is_not_written(
+    accept: Accept, tmp_path: Path
+) -> None:
+    allowed = {
+        "keys/master/extensions/nameConstraints": "critical, permitted;DNS:example",
+        "keys/nodes/node/extensions/subjectAltName": "DNS:node.example",
+    }
+    assert verifies(accept(small(allowed)) / "keys" / "node")
+    text = small({**allowed, "keys/nodes/node/extensions/subjectAltName": "DNS:node.test"})
+    (tmp_path / "sros_config.yml").write_text(text)
+    result = generate(tmp_path)
+    assert result.returncode == 1
+    assert re.fullmatch(f"{GENERATE.name}: error: .*node.*permitted.*\n", result.stderr)
+    assert not (tmp_path / "keys" / "node").exists()
+
+
+# --- Many -----------------------------------------------------------------------------------------
+
+
+def test_a_fleet_of_fifty_is_a_line_each_and_the_output_counts(accept: Accept) -> None:
+    text = small().replace("    node:\n", "    node: &node\n").replace("DNS:node", "DNS:$name")
+    fleet = [f"robot-{number}" for number in range(1, 50)]
+    folder = accept(text + "".join(f"    {name}: {{<<: *node}}\n" for name in fleet))
+    lines = (folder / "out").read_text().splitlines()
+    assert len(lines) == 52
+    for number, line in enumerate(lines, 1):
+        assert re.search(rf"\b{number}(/| of )52\b", line), line
+    for name in ("node", fleet[0], fleet[-1]):
+        assert verifies(folder / "keys" / name)
+        assert f"Subject: CN = {name} " in text_of(folder / "keys" / name)
+    assert len(list((folder / "keys").glob("*/cert.pem"))) == 52
+
+
+def test_a_further_entry_is_all_that_the_next_run_makes(copy: Path) -> None:
+    kept = {path: path.read_bytes() for path in copy.glob("keys/*/*.pem")}
+    uncommented(copy, "client2")
+    result = generate(copy)
+    assert (result.returncode, result.stderr) == (0, "")
+    made = {path: path.read_bytes() for path in copy.glob("keys/*/*.pem")}
+    assert {path: made[path] for path in kept} == kept
+    assert {path.parent.name for path in made.keys() - kept.keys()} == {"client2"}
