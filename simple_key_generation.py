@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,11 +31,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa, types
-from cryptography.x509.oid import NameOID
 from OpenSSL import crypto
 
 PrivateKey = types.CertificateIssuerPrivateKeyTypes
-FLAGS = crypto.X509StoreFlags
+X509_STRICT = crypto.X509StoreFlags.X509_STRICT
+CRL_CHECK = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
 RevocationList = x509.CertificateRevocationList
 
 SCRIPT = "simple_key_generation.py"
@@ -53,7 +53,7 @@ KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
 WITHOUT_DIGEST = ("ed25519", "ed448", "ml-dsa-")  # the key types that hash by themselves
 DIGESTS = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
-TIME = "[+-]?[0-9]{1,7}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
+TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
     "key": "ec:(prime256v1|secp384r1|secp521r1)|rsa:[0-9]+|ed25519|ed448|ml-dsa-(44|65|87)",
@@ -78,6 +78,7 @@ EXTENDED_KEY_USAGES = {
     **{"codeSigning": "1.3.6.1.5.5.7.3.3", "emailProtection": "1.3.6.1.5.5.7.3.4"},
     **{"timeStamping": "1.3.6.1.5.5.7.3.8", "OCSPSigning": "1.3.6.1.5.5.7.3.9"},
 }
+NEVER_CRITICAL = ".*KeyIdentifier|authorityInfoAccess|(?!2.5.29.(33|36|54)$)[0-9.]+"
 KNOWN_OIDS = {f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37)}  # they have a field
 ACCESS_METHODS = {"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"}
 
@@ -136,6 +137,7 @@ def read_configuration(path: str) -> dict[str, Entry]:
     """Return all entries in walking order; else raise ConfigurationError with the place."""
     try:
         with open(path, "rb") as file:
+            yaml.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str, Loader)
             document = yaml.load(file, Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
@@ -187,33 +189,32 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
             path = f"{group}.{field}".rstrip(".")
             with at(f"{where}.{path}: {item!r}"):
-                if path not in FORMS and group != "extensions":
+                known = path in FORMS or group == "extensions"
+                if not known and not (item is None and path in ("subject", "validity")):
                     raise ValueError(f"unknown field; there are {', '.join(FORMS)}, extensions")
                 if item is None:  # un-set
                     continue
-                item = item.isoformat() if isinstance(item, date) else item
                 content = texts[group] = texts[path] = read_text(item, name, FORMS.get(path, ".+"))
                 if group == "subject":
-                    oid = getattr(NameOID, re.sub("([A-Z])", r"_\1", field).upper())
+                    oid = getattr(x509.NameOID, re.sub("([A-Z])", r"_\1", field).upper())
                     subject.append(x509.NameAttribute(oid, content))
                 elif group == "validity":
                     times[field] = read_time(field, content)
                 elif group == "extensions":
                     extensions[str(field)] = read_extension(str(field), content, is_ca)
     required = ["key", "subject", "validity.notAfter", *([] if is_ca else ["issuer"])]
-    known = ("basicConstraints", "keyUsage", "subjectKeyIdentifier")
-    required += [f"extensions.{field}" for field in known if is_ca]
+    of_ca = ("basicConstraints", "keyUsage", "subjectKeyIdentifier")
+    required += [f"extensions.{field}" for field in of_ca if is_ca]
     required += ["extensions.authorityKeyIdentifier"] * ("issuer" in texts)
     required += ["passphrase"] * ("cipher" in texts)
-    with at(where):
-        if missing := [path for path in required if path not in texts]:
-            raise ValueError(f"{missing[0]}: is missing")
-        if texts["key"] not in KEY_TYPES:
-            raise ValueError(f"key: {texts['key']} must have 2048 to 8192 bits, a multiple of 8")
-        if "digest" in texts and texts["key"].startswith(WITHOUT_DIGEST):
-            raise ValueError(f"digest: {texts['key']} signs without one: un-set it with ~")
-        if "nextUpdate" in times and not is_ca:
-            raise ValueError("validity.nextUpdate: only a CA has a revocation list")
+    if missing := [path for path in required if path not in texts]:
+        raise ConfigurationError(f"{where}.{missing[0]}: is missing")
+    if texts["key"] not in KEY_TYPES:
+        raise ConfigurationError(f"{where}.key: {texts['key']} is not of 2048 to 8192 bits, by 8")
+    if "digest" in texts and texts["key"].startswith(WITHOUT_DIGEST):
+        raise ConfigurationError(f"{where}.digest: {texts['key']} signs without: un-set it with ~")
+    if "nextUpdate" in times and not is_ca:
+        raise ConfigurationError(f"{where}.validity.nextUpdate: only a CA has a revocation list")
     variable = texts["passphrase"] if "cipher" in texts else None
     issuer, name_of = texts.get("issuer"), x509.Name(subject)
     return Entry(name, where, is_ca, issuer, variable, texts, name_of, times, extensions)
@@ -265,13 +266,16 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
     items = items[critical:]
     if not items or not all(items) or len(set(items)) < len(items):
         raise ValueError("has an empty part, or one that stands twice")
+    if critical and re.fullmatch(NEVER_CRITICAL, name):
+        raise ValueError("must not be critical (RFC 5280), or OpenSSL would refuse it")
     extension: x509.ExtensionType | None = None
     match name:
         case "basicConstraints":
-            form = re.fullmatch("CA:(TRUE|FALSE)(?:,pathlen:([0-9]{1,4}))?", ",".join(items))
-            if not form or (form[1] == "TRUE") != is_ca or (form[2] and not is_ca):
-                raise ValueError("must be CA:FALSE under nodes, else like CA:TRUE, pathlen:0")
-            extension = x509.BasicConstraints(is_ca, int(form[2]) if form[2] else None)
+            wanted = "CA:TRUE(?:,pathlen:([0-9]{1,4}))?" if is_ca else "CA:FALSE()"
+            form = re.fullmatch(wanted, ",".join(items))
+            if not form or is_ca > critical:
+                raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
+            extension = x509.BasicConstraints(is_ca, int(form[1]) if form[1] else None)
         case "keyUsage":
             extension = x509.KeyUsage(*(usage in items for usage in KEY_USAGES))
             if not set(items) <= set(KEY_USAGES):
@@ -283,8 +287,8 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
             extension = x509.ExtendedKeyUsage(oids)
         case "subjectKeyIdentifier" | "authorityKeyIdentifier":
             wanted = "hash" if name.startswith("s") else "keyid"
-            if critical or items != [wanted]:
-                raise ValueError(f"must be {wanted}, and not critical")
+            if items != [wanted]:
+                raise ValueError(f"must be {wanted}")
         case "subjectAltName":
             extension = x509.SubjectAlternativeName([read_name(item) for item in items])
         case "nameConstraints":
@@ -324,7 +328,7 @@ def read_oid(item: str, names: dict[str, str]) -> x509.ObjectIdentifier:
         raise ValueError(f"{item!r} is none of {', '.join([*names, 'dotted OIDs'])}") from None
 
 
-def read_name(item: str, constraint: bool = False, only: str = "") -> x509.GeneralName:
+def read_name(item: str, only: str = "", constraint: bool = False) -> x509.GeneralName:
     """Read ``DNS:localhost`` or a subtree of names (RFC 5280, 4.2.1.6); else raise ValueError."""
     kind, _, value = item.partition(":")
     label = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -377,7 +381,8 @@ def complain(kind: str, problem: object) -> None:
     """Print an error or a warning as one line on standard error."""
     if isinstance(problem, OSError):
         problem = f"{problem.filename}: {problem.strerror}"
-    print(f"{SCRIPT}: {kind}: {problem}", file=sys.stderr, flush=True)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(problem))
+    print(f"{SCRIPT}: {kind}: {line}", file=sys.stderr, flush=True)
 
 
 def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
@@ -459,6 +464,8 @@ class Folder:
 
     def __init__(self, keys: str, entry: Entry, issuer: Folder | None) -> None:
         self.entry, self.issuer = entry, issuer
+        self.above = issuer.chain if issuer else []
+        self.depth: int = issuer.depth + 1 if issuer else 0
         self.path = os.path.join(keys, entry.name)
         self.holds = held(self.path)
         self.issued = held(f"{self.path}/issued")
@@ -478,7 +485,7 @@ class Folder:
             self.certificate = self.certify()
             self.files["cert.pem"] = pem(self.certificate)
         self.compare(path)
-        self.chain = [self.certificate, *(above.chain if above else [])]
+        self.chain = [self.certificate, *self.above]
         self.lists = above.lists if above else []
         self.cross = above.cross if above else self.read_cross()
         if self.entry.is_ca:
@@ -513,8 +520,6 @@ class Folder:
         encrypted = b"ENCRYPTED" in data
         if os.stat(path).st_mode & 0o077:
             complain("warning", f"{path}: not for its owner only: chmod 600 {path}")
-        if variable and not encrypted:
-            complain("warning", f"{path}: is not encrypted, though its entry has a cipher")
         needed = needed or not self.holds & {"cert.pem", "csr.pem"}
         needed = needed or (self.entry.is_ca and "crl.pem" not in self.holds)
         if encrypted and not needed and not {variable} & {*os.environ, *PHRASES}:
@@ -555,15 +560,13 @@ class Folder:
             raise Fault(
                 f"{path}: have {signer.path} sign it, put cert.pem beside it, and run again"
             )
-        ends, issuer = self.entry.times["notAfter"], self.entry.subject
-        if self.issuer:
-            ends = min(ends, self.issuer.certificate.not_valid_after_utc)
-            issuer = self.issuer.certificate.subject
+        ends = [self.entry.times["notAfter"], *(ca.not_valid_after_utc for ca in self.above)]
+        issuer = self.above[0].subject if self.above else self.entry.subject
         builder = (
             x509.CertificateBuilder(issuer, self.entry.subject, key)
             .serial_number(x509.random_serial_number())  # 159 random bits
             .not_valid_before(self.entry.times["notBefore"])
-            .not_valid_after(ends)
+            .not_valid_after(min(ends))
         )
         for value, critical in self.profile(key):
             builder = builder.add_extension(value, critical)
@@ -655,10 +658,9 @@ class Folder:
         """What OpenSSL verifies this CA's children by: the anchor, all lists, strict mode."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(self.chain[-1]))
-        store.set_flags(FLAGS.X509_STRICT)
         for each in self.lists:
             store.add_crl(each)
-            store.set_flags(FLAGS.CRL_CHECK | FLAGS.CRL_CHECK_ALL)
+        store.set_flags(X509_STRICT | (CRL_CHECK if self.lists else 0))
         return store
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
@@ -675,12 +677,12 @@ class Folder:
             advice = f"rm -r {os.path.dirname(path)} and a new run make it anew"
             raise Fault(f"{path}: {error} ({whose}); {advice}") from None
 
-    def line(self, depth: int) -> str:
+    def line(self) -> str:
         """Return what a person reads of it, indented as in the tree."""
         state, key = "kept" if "cert.pem" in self.holds else "made", self.certificate.public_key()
         by, ends = self.entry.issuer or "itself", self.certificate.not_valid_after_utc
         note = f", with {by}" if state == "made" and ends < self.entry.times["notAfter"] else ""
-        name = "  " * depth + self.entry.name
+        name = "  " * self.depth + self.entry.name
         return f"{name:16}  {state}  {key_type(name, key):13}  by {by:10}  until {ends:%F}{note}"
 
 
@@ -700,10 +702,8 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
     uncertified = [e for e in entries.values() if not os.path.exists(f"{keys}/{e.name}/cert.pem")]
     signers = {entry.issuer for entry in uncertified}
     authorities: dict[str | None, Folder] = {}
-    depths: dict[str | None, int] = {None: -1}
     failed: dict[str | None, str] = {}  # by name: the entry whose failure it hangs under
     for count, (name, entry) in enumerate(entries.items(), 1):
-        depths[name] = depths[entry.issuer] + 1
         if entry.issuer in failed:
             failed[name] = failed[entry.issuer]
             continue
@@ -719,7 +719,7 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
             authorities[name] = folder
         if not quiet:
             progress = f"[{count:{len(str(len(entries)))}}/{len(entries)}] "
-            print(progress * (len(entries) > 9) + folder.line(depths[name]), flush=True)
+            print(progress * (len(entries) > 9) + folder.line(), flush=True)
     for name, number in Counter(failed.values()).items():
         if number > 1:
             complain("error", f"{keys}: left alone: {number - 1} below {name}, which failed")
