@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with its newline
 MAX_CONNECTIONS = 2000  # served at once; newcomers wait in the system's queue
-HANDSHAKE_TIMEOUT = 10  # seconds, for all of it
+HANDSHAKE_TIMEOUT = 5  # seconds, for all of it
 IDLE_TIMEOUT = 60  # seconds without a byte read or written
 DRAIN_TIMEOUT = 2  # seconds for a peer to close after us
 PAUSE = 0.5  # seconds until the next try without resources, and for last answers at the end
@@ -37,7 +37,7 @@ def say(text: str, stream: TextIO) -> None:
 
 def complain(where: str, error: Exception) -> None:
     """Print an error line in the words of OpenSSL or the system, without their numbers."""
-    words = re.sub(r"\[[^]]*\] | \(_ssl\.c:\d+\)", "", str(error)) or type(error).__name__
+    words = re.sub(r"\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error)) or "end of input"
     say(f"simple_https_server.py: error: {where}: {words}", sys.stderr)
 
 
@@ -55,8 +55,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no RSA under 2048 bits, no SHA-1
     context.num_tickets = 0  # a resumed session skips the client's certificate
     context.verify_mode = ssl.CERT_REQUIRED
-    # Without VERIFY_X509_PARTIAL_CHAIN: every chain must reach a self-signed certificate.
-    context.verify_flags = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_TRUSTED_FIRST
+    context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
     try:
         for name in ("key.pem", "fullchain.pem", "ca.pem"):
             (keys / name).open().close()  # OpenSSL's error would not name the file
@@ -73,24 +72,24 @@ def make_context(keys: Path) -> ssl.SSLContext:
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     except OSError as error:
-        advice = "set the right SROS_PASSPHRASE, replace files that are damaged or not supported"
-        raise ValueError(f"{keys}: {error}; {advice}") from error
+        causes = "wrong pass phrase, no SROS_PASSPHRASE; or a file missing, damaged, unsupported"
+        raise ValueError(f"{keys}: {error}: {causes}") from error
     return context
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket for each address of `host`, all on one port; raise OSError."""
-    number, listeners = port, []
+    listeners: list[socket.socket] = []
     for name in ("127.0.0.1", "::1") if host == "localhost" else (host,):  # RFC 6761, 6.3
+        number = listeners[0].getsockname()[1] if listeners else port
         family, _, _, _, address = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM)[0]
         try:  # create_server sets SO_REUSEADDR and IPV6_V6ONLY
             listeners.append(socket.create_server(address, family=family, backlog=MAX_CONNECTIONS))
         except OSError as error:
-            if listeners and port == 0 and error.errno == errno.EADDRINUSE:
-                return listen(host, port)  # the other address's free port was not free on this one
-            if not listeners or error.errno == errno.EADDRINUSE:
-                raise  # anything else: a system without IPv6
-        number = listeners[0].getsockname()[1]
+            if not listeners or (port and error.errno == errno.EADDRINUSE):
+                raise
+            if error.errno == errno.EADDRINUSE:  # the first address's free port is not free here
+                return listen(host, port)  # any other error: a system without IPv6
     return listeners
 
 
@@ -129,10 +128,9 @@ def serve(raw: socket.socket, address: Any, context: ssl.SSLContext, verbose: bo
             converse(connection)
         except OSError as error:
             complain(peer, error)
-        connection.settimeout(0)
-        with suppress(OSError):
-            connection.unwrap()  # sends close_notify, and does not wait for the peer's
         connection.settimeout(DRAIN_TIMEOUT)
+        with suppress(OSError):
+            connection.unwrap()  # sends close_notify, and takes the peer's
         connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + DRAIN_TIMEOUT
         while connection.recv(MAX_LINE) and time.monotonic() < deadline:
@@ -168,7 +166,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, EOFError) as error:
-        complain(f"{options.host} port {options.port}, keys {options.keys}", error)
+        complain(f"cannot serve {options.host} port {options.port}", error)
         return 1
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # in all threads; sigwait takes them
     for listener in listeners:
@@ -178,7 +176,7 @@ def main() -> int:
         try:
             contexts[0] = make_context(options.keys)
         except (OSError, ValueError, EOFError) as error:
-            complain(f"cannot reload {options.keys}, kept what was loaded", error)
+            complain("cannot reload, the old keys stay in force", error)
     time.sleep(PAUSE)
     os._exit(0 if number == signal.SIGTERM else 130)  # whoever still talks is cut off
 

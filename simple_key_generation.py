@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Make a certificate authority hierarchy, as sros_config.yml defines it, as a folder of PEM files.
 
-One rule: walk the hierarchy from the top; keep what is there; make what is missing; verify all.
-Exit status: 0 done; 1 something failed; 2 a wrong configuration or command, and nothing written.
+One rule: walk it from the top; keep what is there; make what is missing; verify everything.
 """
 
 from __future__ import annotations
@@ -51,7 +50,6 @@ KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
     **{f"ml-dsa-{n}": getattr(mldsa, f"MLDSA{n}PrivateKey").generate for n in (44, 65, 87)},
 }
 WITHOUT_DIGEST = ("ed25519", "ed448", "ml-dsa-")  # the key types that hash by themselves
-DIGESTS = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
@@ -121,6 +119,11 @@ class Loader(yaml.CSafeLoader):
             name = Counter(names).most_common(1)[0][0]
             raise yaml.MarkedYAMLError(None, None, f"{name!r} stands twice", node.start_mark)
         self.checked.add(node)
+        for place, (key, value) in reversed([*enumerate(node.value)]):
+            if key.value == "<<" and value is node:
+                raise yaml.MarkedYAMLError(None, None, "an anchor merges itself", node.start_mark)
+            if key.value == "<<" and isinstance(value, yaml.SequenceNode):  # the first one wins
+                node.value[place : place + 1] = [(key, each) for each in reversed(value.value)]
         super().flatten_mapping(node)
 
 
@@ -203,8 +206,7 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
                 elif group == "extensions":
                     extensions[str(field)] = read_extension(str(field), content, is_ca)
     required = ["key", "subject", "validity.notAfter", *([] if is_ca else ["issuer"])]
-    of_ca = ("basicConstraints", "keyUsage", "subjectKeyIdentifier")
-    required += [f"extensions.{field}" for field in of_ca if is_ca]
+    required += [f"extensions.{x}" for x in ("basicConstraints", "keyUsage", "subjectKeyIdentifier") if is_ca]
     required += ["extensions.authorityKeyIdentifier"] * ("issuer" in texts)
     required += ["passphrase"] * ("cipher" in texts)
     if missing := [path for path in required if path not in texts]:
@@ -216,8 +218,9 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
     if "nextUpdate" in times and not is_ca:
         raise ConfigurationError(f"{where}.validity.nextUpdate: only a CA has a revocation list")
     variable = texts["passphrase"] if "cipher" in texts else None
-    issuer, name_of = texts.get("issuer"), x509.Name(subject)
-    return Entry(name, where, is_ca, issuer, variable, texts, name_of, times, extensions)
+    return Entry(
+        name, where, is_ca, texts.get("issuer"), variable, texts, x509.Name(subject), times, extensions
+    )
 
 
 def read_time(field: str, value: str) -> datetime:
@@ -283,8 +286,7 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
             if not is_ca == extension.key_cert_sign == extension.crl_sign:
                 raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
         case "extendedKeyUsage":
-            oids = [read_oid(item, EXTENDED_KEY_USAGES) for item in items]
-            extension = x509.ExtendedKeyUsage(oids)
+            extension = x509.ExtendedKeyUsage([read_oid(item, EXTENDED_KEY_USAGES) for item in items])
         case "subjectKeyIdentifier" | "authorityKeyIdentifier":
             wanted = "hash" if name.startswith("s") else "keyid"
             if items != [wanted]:
@@ -299,11 +301,9 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
                 trees[kind].append(read_name(tree, constraint=True))
             extension = x509.NameConstraints(trees["permitted"] or None, trees["excluded"] or None)
         case "certificatePolicies":
-            policies = (x509.PolicyInformation(read_oid(item, {}), None) for item in items)
-            extension = x509.CertificatePolicies(policies)
+            extension = x509.CertificatePolicies(x509.PolicyInformation(read_oid(x, {}), None) for x in items)
         case "crlDistributionPoints":
-            places = [[read_name(item, only="URI")] for item in items]
-            points = [x509.DistributionPoint(place, None, None, None) for place in places]
+            points = [x509.DistributionPoint([read_name(x, "URI")], None, None, None) for x in items]
             extension = x509.CRLDistributionPoints(points)
         case "authorityInfoAccess":
             accesses = []
@@ -342,8 +342,7 @@ def read_name(item: str, only: str = "", constraint: bool = False) -> x509.Gener
     if not re.fullmatch(forms[kind], value):
         raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
     if kind == "IP":
-        address = ipaddress.ip_network(value) if constraint else ipaddress.ip_address(value)
-        return x509.IPAddress(address)
+        return x509.IPAddress(ipaddress.ip_network(value) if constraint else ipaddress.ip_address(value))
     if kind == "DNS":
         return x509.DNSName(value)
     return x509.RFC822Name(value) if kind == "email" else x509.UniformResourceIdentifier(value)
@@ -355,8 +354,7 @@ PHRASES: dict[str, bytes] = {}  # by environment variable, once they were needed
 def pass_phrase(variable: str, new: bool = False) -> bytes:
     """Return a pass phrase from the environment, or ask, twice for a new key. Raises Fault."""
     if variable not in PHRASES:
-        given = os.environ[variable] if variable in os.environ else ask(variable, new)
-        phrase = os.fsencode(given)
+        phrase = os.fsencode(os.environ[variable] if variable in os.environ else ask(variable, new))
         if not 0 < len(phrase) < 1024:  # OpenSSL's PEM_BUFSIZE
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
         PHRASES[variable] = phrase
@@ -395,8 +393,8 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
 
 def load_lists(data: bytes) -> list[RevocationList]:
     """Return all revocation lists in a file; else raise ValueError."""
-    blocks = re.split(b"(?<=-----END X509 CRL-----)\\s*", data.strip())
-    return [x509.load_pem_x509_crl(block) for block in blocks if block]
+    blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
+    return [x509.load_pem_x509_crl(block) for block in blocks]
 
 
 def pem(*objects: Any) -> bytes:
@@ -516,12 +514,14 @@ class Folder:
     def load_key(self, needed: bool) -> None:
         """Load the key, unless that takes a pass phrase that nothing needs. Raises Fault."""
         path, variable = f"{self.path}/key.pem", self.entry.passphrase
+        if "csr.pem" in self.holds and "cert.pem" not in self.holds and self.issuer:
+            needed = self.issuer.key is not None
         data = Path(path).read_bytes()
         encrypted = b"ENCRYPTED" in data
         if os.stat(path).st_mode & 0o077:
             complain("warning", f"{path}: not for its owner only: chmod 600 {path}")
         needed = needed or not self.holds & {"cert.pem", "csr.pem"}
-        needed = needed or (self.entry.is_ca and "crl.pem" not in self.holds)
+        needed = needed or (self.entry.is_ca and not self.holds & {"crl.pem", "csr.pem"})
         if encrypted and not needed and not {variable} & {*os.environ, *PHRASES}:
             return
         if encrypted and not variable:
@@ -537,7 +537,7 @@ class Folder:
     def sign(self, builder: Any) -> Any:
         """Sign a certificate, request or list with this folder's key."""
         key: Any = self.key
-        digest = DIGESTS[self.entry.fields.get("digest", "sha256")]
+        digest = getattr(hashes, self.entry.fields.get("digest", "sha256").upper())()
         without = key_type(self.path, key.public_key()).startswith(WITHOUT_DIGEST)
         return builder.sign(key, None if without else digest)
 
@@ -557,9 +557,7 @@ class Folder:
         if signer.key is None:
             if "csr.pem" not in self.holds:
                 write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
-            raise Fault(
-                f"{path}: have {signer.path} sign it, put cert.pem beside it, and run again"
-            )
+            raise Fault(f"{path}: have {signer.path} sign it, put cert.pem beside it, and run again")
         ends = [self.entry.times["notAfter"], *(ca.not_valid_after_utc for ca in self.above)]
         issuer = self.above[0].subject if self.above else self.entry.subject
         builder = (
@@ -595,7 +593,7 @@ class Folder:
                 raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
         found = {(e.oid, e.critical, e.value.public_bytes()) for e in certificate.extensions}
         wanted = {(v.oid, critical, v.public_bytes()) for v, critical in self.profile(public)}
-        differs = sorted({oid._name for oid, _, _ in found ^ wanted})
+        differs = sorted({oid._name for oid, _, _ in found ^ wanted} - {"authorityKeyIdentifier"})
         differs += ["key type"] * (key_type(path, public) != self.entry.fields["key"])
         differs += ["subject"] * (certificate.subject != self.entry.subject)
         if what := ", ".join(differs):
@@ -635,17 +633,19 @@ class Folder:
         last = ca.not_valid_after_utc
         if own is not None:
             ends = own.next_update_utc or last
-            if ends - (ends - own.last_update_utc) / 3 > NOW or (self.key is None and ends > NOW):
+            fresh = ends - (ends - own.last_update_utc) / 3 > NOW
+            if fresh or last <= NOW or (self.key is None and ends > NOW):
                 return own
             if self.key is None:
                 raise Fault(f"{path}: has expired; the next one takes {self.path}/key.pem")
         if self.key is None:
             complain("warning", f"{path}: is missing: no node below can check who is revoked")
             return None
-        builder = (
+        ends = min(self.entry.times.get("nextUpdate", last), last)
+        builder = (  # begins a little in the past, for clocks that are behind
             x509.CertificateRevocationListBuilder(ca.subject)
-            .last_update(max(ca.not_valid_before_utc, NOW - timedelta(days=1)))  # for slow clocks
-            .next_update(min(self.entry.times.get("nextUpdate", last), last))
+            .last_update(max(ca.not_valid_before_utc, NOW - min(timedelta(days=1), (ends - NOW) / 12)))
+            .next_update(ends)
             .add_extension(x509.CRLNumber(number + 1), False)
             .add_extension(key_identifier(ca), False)
         )
@@ -674,8 +674,7 @@ class Folder:
             crypto.X509StoreContext(self.store, leaf, between).verify_certificate()
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
-            advice = f"rm -r {os.path.dirname(path)} and a new run make it anew"
-            raise Fault(f"{path}: {error} ({whose}); {advice}") from None
+            raise Fault(f"{path}: {error} ({whose}); to replace it, rm -r {os.path.dirname(path)}") from None
 
     def line(self) -> str:
         """Return what a person reads of it, indented as in the tree."""
@@ -688,9 +687,14 @@ class Folder:
 
 def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
     """Visit every entry, the issuers first; return the exit status. Raises Fault, OSError."""
-    for entry in entries.values():  # ask before anything is written, not in the midst of it
-        if entry.passphrase and not os.path.lexists(f"{keys}/{entry.name}"):
-            pass_phrase(entry.passphrase, new=True)
+    signers = {e.issuer for e in entries.values() if not os.path.exists(f"{keys}/{e.name}/cert.pem")}
+    begun: set[str | None] = {None}  # what is made from nothing
+    for name, entry in entries.items():
+        above_is_there = os.path.exists(f"{keys}/{entry.issuer}/cert.pem")
+        if not os.path.lexists(f"{keys}/{name}") and (entry.issuer in begun or above_is_there):
+            begun.add(name)
+            if entry.passphrase:  # ask before anything is written, not in the midst of it
+                pass_phrase(entry.passphrase, new=True)
     os.makedirs(keys, 0o700, exist_ok=True)
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)  # ends with this process, however it ends
     try:
@@ -699,8 +703,6 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
         print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
     held(keys)
-    uncertified = [e for e in entries.values() if not os.path.exists(f"{keys}/{e.name}/cert.pem")]
-    signers = {entry.issuer for entry in uncertified}
     authorities: dict[str | None, Folder] = {}
     failed: dict[str | None, str] = {}  # by name: the entry whose failure it hangs under
     for count, (name, entry) in enumerate(entries.items(), 1):
@@ -711,15 +713,13 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
             folder = Folder(keys, entry, authorities.get(entry.issuer))
             folder.visit(needs_key=name in signers)
         except (Fault, OSError, ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
-            known = isinstance(error, (Fault, OSError))
-            complain("error", error if known else f"{keys}/{name}: can't be used: {error}")
+            complain("error", error if isinstance(error, (Fault, OSError)) else f"{keys}/{name}: {error}")
             failed[name] = name
             continue
         if entry.is_ca:
             authorities[name] = folder
         if not quiet:
-            progress = f"[{count:{len(str(len(entries)))}}/{len(entries)}] "
-            print(progress * (len(entries) > 9) + folder.line(), flush=True)
+            print(f"[{count}/{len(entries)}] " * (len(entries) > 9) + folder.line(), flush=True)
     for name, number in Counter(failed.values()).items():
         if number > 1:
             complain("error", f"{keys}: left alone: {number - 1} below {name}, which failed")
@@ -728,7 +728,7 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
 
 
 def main() -> int:
-    """Read the command line and walk; return the exit status."""
+    """Return the exit status: 0 done, 1 something failed, 2 wrong use, nothing written."""
     parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("-c", "--config", default="sros_config.yml", help="the hierarchy (default: %(default)s)")

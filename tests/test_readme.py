@@ -15,9 +15,7 @@ import pytest
 from conftest import DEADLINE, ROOT, Terminal, environment, run
 
 README = (ROOT / "README.md").read_text()
-BLOCKS: list[tuple[str, str]] = re.findall(
-    r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
-)
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 # What each shell block is known by; those of the tests themselves run in .ci/run.
 COMMANDS = (
     "pip install -q -r requirements.txt",
@@ -47,14 +45,10 @@ def transcript(marker: str) -> str:
     return text
 
 
-def shell(
-    folder: Path, text: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def shell(folder: Path, text: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a shell block in a folder, with this Python as python3."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
-    return run(
-        "bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path}
-    )
+    return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path})
 
 
 def free_port() -> int:
@@ -173,9 +167,7 @@ def test_nginx_serves_with_the_same_files(fresh: tuple[Path, str]) -> None:
         nginx.communicate(timeout=DEADLINE)
 
 
-def test_a_robot_that_makes_its_own_key_gets_its_certificate(
-    fresh: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_a_robot_that_makes_its_own_key_gets_its_certificate(fresh: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "robot"
     shutil.copytree(fresh[0], folder, symlinks=True, ignore=shutil.ignore_patterns(".venv"))
     config = folder / "sros_config.yml"

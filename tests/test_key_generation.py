@@ -1,0 +1,966 @@
+"""What the walk through the keys folder keeps, makes, verifies and refuses; and outside judges."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pytest
+from conftest import GENERATE, PHRASES, configure, environment, generate, openssl, run
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+Result = subprocess.CompletedProcess[str]
+
+DERIVED = {"fullchain.pem", "ca.pem", "crl.pem"}
+NODE_FILES = {"key.pem", "cert.pem", *DERIVED}
+SUBJECT = "/C=US/O=SROS Example/OU=Robots/CN="
+CA_EXTENSIONS = """basicConstraints = critical, CA:TRUE, pathlen:0
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+SERVER_EXTENSIONS = """basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+subjectAltName = DNS:localhost, IP:127.0.0.1, IP:::1
+"""
+NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+
+
+class State(NamedTuple):
+    """What a file or folder is: equal means untouched."""
+
+    inode: int
+    mode: int
+    mtime: int
+    data: bytes | None
+
+
+def tree(folder: Path) -> dict[str, State]:
+    """Return the state of a folder and of all that is in it, by path."""
+    states = {}
+    for path in (folder, *folder.rglob("*")):
+        stat = path.lstat()
+        data = path.read_bytes() if path.is_file() else None
+        name = str(path.relative_to(folder))
+        states[name] = State(stat.st_ino, stat.st_mode, stat.st_mtime_ns, data)
+    return states
+
+
+def changed(before: dict[str, State], after: dict[str, State]) -> set[str]:
+    """Return the paths of the files, not the folders, that came, went or were written."""
+    names = {name for name in before | after if before.get(name) != after.get(name)}
+    states = before | after
+    return {name for name in names if states[name].data is not None}
+
+
+def fine(result: Result) -> Result:
+    """Require a run without errors and warnings."""
+    assert (result.returncode, result.stderr) == (0, "")
+    return result
+
+
+def complaints(result: Result, kind: str, status: int) -> list[str]:
+    """Return the lines on standard error, without what they all must begin with."""
+    start = f"{GENERATE.name}: {kind}: "
+    lines = result.stderr.splitlines()
+    assert all(line.startswith(start) for line in lines), result.stderr
+    assert result.returncode == status, (result.stdout, result.stderr)
+    return [line.removeprefix(start) for line in lines]
+
+
+def refused(result: Result, *names: str) -> list[str]:
+    """Require status 1 and one error line for each name, which it contains, in this order."""
+    lines = complaints(result, "error", 1)
+    assert len(lines) == len(names), lines
+    assert all(name in line for name, line in zip(names, lines, strict=True)), lines
+    return lines
+
+
+def warned(result: Result, *names: str) -> list[str]:
+    """Require status 0 and one warning for each name, which it contains, in any order."""
+    lines = complaints(result, "warning", 0)
+    assert len(lines) == len(names), lines
+    assert all(any(name in line for line in lines) for name in names), lines
+    return lines
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Put the shipped configuration into a folder with a change to what stands under keys."""
+
+    def apply(document: dict[str, object]) -> None:
+        change(cast(dict[str, Any], document["keys"]))
+
+    configure(folder, apply)
+
+
+def add_client2(folder: Path) -> None:
+    """Add a node like client to the configuration."""
+    edit(folder, lambda keys: keys["nodes"].update(client2=keys["nodes"]["client"]))
+
+
+def later(folder: Path, when: str, env: dict[str, str] | None = PHRASES) -> Result:
+    """Run the script in a folder at a later time."""
+    return run("faketime", when, sys.executable, GENERATE, cwd=folder, env=env)
+
+
+def certificate(path: Path) -> x509.Certificate:
+    """Read a certificate."""
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def lists(path: Path) -> list[x509.CertificateRevocationList]:
+    """Read all revocation lists in a file."""
+    end = b"-----END X509 CRL-----\n"
+    blocks = path.read_bytes().split(end)
+    assert blocks.pop() == b""
+    return [x509.load_pem_x509_crl(block + end) for block in blocks]
+
+
+def number(crl: x509.CertificateRevocationList) -> int:
+    """Return a list's CRL number."""
+    return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+
+
+def make_list(ca: Path, phrase: str, number: int, *revoked: Path) -> bytes:
+    """Sign a revocation list with a CA's key, as PEM."""
+    key = serialization.load_pem_private_key((ca / "key.pem").read_bytes(), phrase.encode())
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    issuer, now = certificate(ca / "cert.pem"), datetime.now(timezone.utc)
+    builder = (
+        x509.CertificateRevocationListBuilder(issuer.subject)
+        .last_update(now - timedelta(hours=1))
+        .next_update(now + timedelta(days=1000))
+        .add_extension(x509.CRLNumber(number), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False)
+    )
+    for path in revoked:
+        entry = x509.RevokedCertificateBuilder(certificate(path).serial_number, now)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def sign(request: Path, ca: Path, phrase: str, extensions: str, out: Path) -> None:
+    """Sign a request elsewhere: with a CA's folder, by openssl."""
+    pair = ("-CA", ca / "cert.pem", "-CAkey", ca / "key.pem", "-passin", f"pass:{phrase}")
+    how = ("-days", "300", "-extfile", "/dev/stdin", "-out", out)
+    openssl("x509", "-req", "-in", request, *pair, *how, stdin=extensions)
+
+
+def make_ca(folder: Path, name: str, *key: str) -> Path:
+    """Make a self-signed CA's folder elsewhere, by openssl."""
+    folder.mkdir()
+    files = ("-keyout", folder / "key.pem", "-out", folder / "cert.pem")
+    extension = ("-addext", "keyUsage=critical,keyCertSign,cRLSign", "-days", "3000")
+    openssl("req", "-x509", *(key or NEW_KEY), *files, "-subj", SUBJECT + name, *extension)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_cross(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the keys in which a higher CA certified the trust anchor: to read only."""
+    copy = tmp_path_factory.mktemp("crossed") / "copy"
+    shutil.copytree(made, copy)
+    root, request = copy / "keys/root", copy / "root-csr.pem"
+    higher = make_ca(copy / "higher", "higher", "-newkey", "rsa:2048", "-nodes")
+    key = ("-signkey", root / "key.pem", "-passin", "pass:root")
+    openssl("x509", "-x509toreq", "-in", root / "cert.pem", *key, "-out", request)
+    sign(request, higher, "", CA_EXTENSIONS.replace(", pathlen:0", ""), root / "cross.pem")
+    fine(generate(copy, env=None))
+    return copy
+
+
+@pytest.fixture
+def crossed(with_cross: Path, tmp_path: Path) -> Path:
+    """A copy of that, to change."""
+    shutil.copytree(with_cross, tmp_path / "crossed")
+    return tmp_path / "crossed"
+
+
+def drop(folder: Path, *names: str) -> None:
+    """Remove files and folders from a folder."""
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def keep_only(folder: Path, *names: str) -> None:
+    """Remove all else from a folder."""
+    drop(folder, *(path.name for path in folder.iterdir() if path.name not in names))
+
+
+# --- What is made ---------------------------------------------------------------------------------
+
+
+def test_the_first_run_makes_exactly_these_files(made: Path) -> None:
+    ca_files = {"key.pem", "cert.pem", "fullchain.pem", "ca.pem", "crl.pem", "issued"}
+    for name in ("root", "master"):
+        assert {path.name for path in (made / "keys" / name).iterdir()} == ca_files
+    for name in ("server", "client"):
+        assert {path.name for path in (made / "keys" / name).iterdir()} == NODE_FILES
+    assert {p.name for p in (made / "keys").iterdir()} == {"root", "master", "server", "client"}
+    assert {path.name for path in made.iterdir()} == {"keys", "sros_config.yml"}
+
+
+def test_derived_files_consist_of_the_kept_ones(made: Path) -> None:
+    def text(name: str) -> str:
+        return (made / "keys" / name).read_text()
+
+    for node in ("server", "client"):
+        assert text(f"{node}/fullchain.pem") == text(f"{node}/cert.pem") + text("master/cert.pem")
+        assert text(f"{node}/crl.pem") == text("master/crl.pem") + text("root/crl.pem")
+    assert text("master/fullchain.pem") == text("master/cert.pem")
+    for name in ("root", "master", "server", "client"):
+        assert text(f"{name}/ca.pem") == text("root/cert.pem")
+
+
+def test_issued_holds_every_certificate_under_its_serial_number(made: Path) -> None:
+    for ca, children in {"root": ["master"], "master": ["client", "server"]}.items():
+        expected = {}
+        for child in children:
+            path = made / "keys" / child / "cert.pem"
+            serial = openssl("x509", "-in", path, "-noout", "-serial").strip().split("=")[1]
+            expected[f"{child}-{serial.lstrip('0')}.pem"] = path.read_bytes()
+        records = (made / "keys" / ca / "issued").iterdir()
+        assert {path.name: path.read_bytes() for path in records} == expected
+
+
+def test_serial_numbers_are_positive_long_and_distinct(made: Path) -> None:
+    serials = [certificate(path).serial_number for path in made.glob("keys/*/cert.pem")]
+    assert len(set(serials)) == len(serials) == 4
+    assert all(0 < serial < 1 << 159 and serial.bit_length() >= 64 for serial in serials)
+
+
+def test_every_ca_has_an_empty_list_as_long_as_itself_from_the_first_day(made: Path) -> None:
+    for name in ("root", "master"):
+        (crl,) = lists(made / f"keys/{name}/crl.pem")
+        issuer = certificate(made / f"keys/{name}/cert.pem")
+        assert (number(crl), len(crl)) == (1, 0)
+        assert crl.next_update_utc == issuer.not_valid_after_utc
+        assert crl.last_update_utc <= datetime.now(timezone.utc)
+
+
+def test_keys_are_0600_and_folders_0700_whatever_the_umask(tmp_path: Path) -> None:
+    for mask in ("000", "077", "777"):
+        folder = tmp_path / mask
+        folder.mkdir()
+        configure(folder)
+        shell = ("sh", "-c", f'umask {mask}; exec "$@"', "sh")
+        fine(run(*shell, sys.executable, GENERATE, cwd=folder, env=PHRASES))
+        for path in (folder / "keys", *folder.rglob("keys/**/*")):
+            mode = path.stat().st_mode & 0o777
+            if path.is_dir() or path.name == "key.pem":
+                assert mode == (0o700 if path.is_dir() else 0o600), path
+            else:
+                assert mode & 0o600 == 0o600 and not mode & 0o022, path
+
+
+def test_a_line_per_entry_shows_the_tree(tmp_path: Path) -> None:
+    configure(tmp_path)
+    for state in ("made", "kept"):
+        lines = fine(generate(tmp_path)).stdout.splitlines()
+        names = [line.split()[0] for line in lines]
+        assert names == ["root", "master", "server", "client"]
+        depths = [len(line) - len(line.lstrip()) for line in lines]
+        assert depths[0] < depths[1] < depths[2] == depths[3]
+        issuers = ("itself", "root", "master", "master")
+        for name, issuer, line in zip(names, issuers, lines, strict=True):
+            ends = certificate(tmp_path / f"keys/{name}/cert.pem").not_valid_after_utc
+            for part in (state, "ec:prime256v1", issuer, f"{ends:%Y-%m-%d}"):
+                assert part in line.split()
+
+
+def test_quiet_prints_nothing(tmp_path: Path) -> None:
+    configure(tmp_path)
+    assert fine(generate(tmp_path, "-q")).stdout == ""
+    assert (tmp_path / "keys/client/cert.pem").exists()
+    assert fine(generate(tmp_path, "--quiet", env=None)).stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["-x"], ["more"], ["-k"], ["-c", "absent.yml"]])
+def test_a_usage_error_is_status_2_and_writes_nothing(tmp_path: Path, arguments: list[str]) -> None:
+    configure(tmp_path)
+    result = generate(tmp_path, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"{GENERATE.name}: error: " in result.stderr.splitlines()[-1]
+    assert os.listdir(tmp_path) == ["sros_config.yml"]
+
+
+def test_the_options_say_where_the_files_are(tmp_path: Path) -> None:
+    configure(tmp_path).rename(tmp_path / "other.yml")
+    fine(generate(tmp_path, "-c", "other.yml", "-k", "a/b"))
+    assert (tmp_path / "a/b/server/cert.pem").exists()
+    assert not (tmp_path / "keys").exists()
+
+
+def test_a_keys_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    configure(tmp_path)
+    (tmp_path / "keys").write_text("a file")
+    refused(generate(tmp_path), "keys")
+    assert (tmp_path / "keys").read_text() == "a file"
+    refused(generate(tmp_path, "-k", "keys/below"), "keys/below")
+    refused(generate(tmp_path, "-k", "/proc/keys"), "/proc/keys")
+    drop(tmp_path, "keys")
+    fine(generate(tmp_path))
+
+
+# --- What is kept ---------------------------------------------------------------------------------
+
+
+def test_a_second_run_changes_nothing_and_asks_for_nothing(copy: Path) -> None:
+    before = tree(copy)
+    fine(generate(copy, env=None))
+    assert tree(copy) == before
+    fine(generate(copy))
+    assert tree(copy) == before
+
+
+def test_a_new_node_is_all_that_is_made(copy: Path) -> None:
+    add_client2(copy)
+    before = tree(copy / "keys")
+    fine(generate(copy))
+    serial = certificate(copy / "keys/client2/cert.pem").serial_number
+    new = {f"client2/{name}" for name in NODE_FILES}
+    assert changed(before, tree(copy / "keys")) == {*new, f"master/issued/client2-{serial:X}.pem"}
+
+
+@pytest.mark.parametrize("how", ["removed", "a dangling link"])
+def test_nodes_are_made_without_the_roots_key_and_pass_phrase(copy: Path, how: str) -> None:
+    key = copy / "keys/root/key.pem"
+    key.unlink()
+    if how == "a dangling link":
+        key.symlink_to("/nowhere/stick/key.pem")
+    add_client2(copy)
+    fine(generate(copy, env={"SROS_PASSPHRASE": "sros"}))
+    assert (copy / "keys/client2/cert.pem").exists()
+    assert key.is_symlink() == (how == "a dangling link") and not key.exists()
+
+
+def test_a_key_may_be_a_link_to_a_stick(copy: Path) -> None:
+    key = copy / "keys/root/key.pem"
+    key.rename(copy / "stick.pem")
+    key.symlink_to(copy / "stick.pem")
+    drop(copy / "keys", "master", "server", "client")
+    fine(generate(copy))
+    assert key.is_symlink()
+    assert (copy / "keys/server/cert.pem").exists()
+
+
+def test_removing_a_folder_replaces_its_key(copy: Path) -> None:
+    old = certificate(copy / "keys/server/cert.pem")
+    drop(copy / "keys", "server")
+    before = tree(copy / "keys")
+    fine(generate(copy, env={"SROS_PASSPHRASE": "sros"}))
+    new = certificate(copy / "keys/server/cert.pem")
+    assert new.public_key() != old.public_key()
+    files = changed(before, tree(copy / "keys")) - {f"server/{name}" for name in NODE_FILES}
+    assert files == {f"master/issued/server-{new.serial_number:X}.pem"}
+    assert len(list(copy.glob("keys/master/issued/server-*.pem"))) == 2
+
+
+def test_an_empty_folder_is_filled(copy: Path) -> None:
+    keep_only(copy / "keys/server")
+    fine(generate(copy))
+    assert set(os.listdir(copy / "keys/server")) == NODE_FILES
+
+
+def test_a_certificate_needs_no_key_beside_it(copy: Path) -> None:
+    for name in ("root", "master", "server"):
+        drop(copy / "keys" / name, "key.pem")
+    before = tree(copy)
+    fine(generate(copy))
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("how", ["removed", "altered"])
+def test_a_derived_file_is_written_anew(copy: Path, how: str) -> None:
+    before = {name: state.data for name, state in tree(copy).items()}
+    nodes = [copy / "keys" / name / "crl.pem" for name in ("server", "client")]
+    for path in [*copy.glob("keys/*/fullchain.pem"), *copy.glob("keys/*/ca.pem"), *nodes]:
+        path.unlink() if how == "removed" else path.write_text("altered\n")
+    fine(generate(copy, env=None))
+    assert {name: state.data for name, state in tree(copy).items()} == before
+
+
+def test_a_lost_record_is_put_back(copy: Path) -> None:
+    before = {path: path.read_bytes() for path in copy.glob("keys/*/issued/*")}
+    assert len(before) == 3
+    for folder in ("root/issued", "master/issued"):
+        drop(copy / "keys", folder)
+    fine(generate(copy, env=None))
+    assert {path: path.read_bytes() for path in copy.glob("keys/*/issued/*")} == before
+
+
+def test_what_a_killed_run_left_is_cleared(copy: Path) -> None:
+    drop(copy / "keys", "server")
+    (copy / "keys/.server.part").mkdir()
+    (copy / "keys/.server.part/key.pem").write_text("half a k")
+    for name in ("root/.cert.pem.part", "client/.crl.pem.part", "master/issued/.x.pem.part"):
+        (copy / "keys" / name).write_text("half a f")
+    fine(generate(copy))
+    assert not [path for path in copy.rglob("*") if path.name.startswith(".")]
+    assert set(os.listdir(copy / "keys/server")) == NODE_FILES
+
+
+def test_a_key_that_others_can_read_is_warned_about(copy: Path) -> None:
+    (copy / "keys/server/key.pem").chmod(0o640)
+    before = tree(copy)
+    warned(generate(copy, env=None), "keys/server/key.pem")
+    assert tree(copy) == before
+
+
+# --- Many entries, several runs -------------------------------------------------------------------
+
+
+def begin(folder: Path) -> subprocess.Popen[str]:
+    """Start a run, long enough to meet it at work, and wait until it has made the root."""
+
+    def fleet(keys: dict[str, Any]) -> None:
+        keys["nodes"].update({f"c{number}": keys["nodes"]["client"] for number in range(196)})
+
+    edit(folder, fleet)
+    process = start(folder)
+    assert process.stdout
+    assert "root" in process.stdout.readline()
+    return process
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    """Start a run."""
+    return subprocess.Popen(
+        [sys.executable, str(GENERATE)],
+        cwd=folder,
+        env=environment(PHRASES),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_of_two_runs_the_second_waits_and_finds_all_made(tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    first.send_signal(signal.SIGSTOP)
+    second = start(tmp_path)
+    assert second.stderr
+    assert "waiting" in second.stderr.readline()
+    first.send_signal(signal.SIGCONT)
+    out, err = first.communicate(timeout=30)
+    assert (first.returncode, err, out.count(" made "), out.count(" kept ")) == (0, "", 199, 0)
+    assert all("200" in line for line in out.splitlines()), "a count shows the progress"
+    out, err = second.communicate(timeout=30)
+    assert (second.returncode, err, out.count(" made "), out.count(" kept ")) == (0, "", 0, 200)
+
+
+@pytest.mark.parametrize(("how", "status"), [("SIGKILL", -9), ("SIGINT", 130)])
+def test_a_run_that_was_ended_is_taken_up_by_the_next(tmp_path: Path, how: str, status: int) -> None:
+    first = begin(tmp_path)
+    first.send_signal(signal.Signals[how])
+    out, err = first.communicate(timeout=30)
+    assert (first.returncode, err) == (status, "")
+    finished = set(re.findall(r"(\S+) +made ", out))
+    before = tree(tmp_path / "keys")
+    configure(tmp_path)
+    fine(generate(tmp_path))
+    after = tree(tmp_path / "keys")
+    for name in {"root"} | finished:
+        assert after[f"{name}/key.pem"] == before[f"{name}/key.pem"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+# --- A key that lives elsewhere -------------------------------------------------------------------
+
+
+def test_without_the_issuers_key_a_request_is_made_and_signed_later(copy: Path) -> None:
+    keys = copy / "keys"
+    (keys / "root/key.pem").rename(copy / "stick.pem")
+    drop(keys, "master", "server", "client")
+    edit(copy, lambda all_: all_.update(other={**all_["root"]}))
+    lines = refused(generate(copy), "keys/master/csr.pem", "master")
+    assert "2" in lines[1], "two nodes hang below"
+    assert set(os.listdir(keys / "master")) == {"key.pem", "csr.pem"}
+    assert set(os.listdir(keys)) == {"root", "master", "other"}, "the rest of the walk goes on"
+    openssl("req", "-in", keys / "master/csr.pem", "-verify", "-noout")
+    before = tree(keys)
+    refused(generate(copy), "keys/master/csr.pem", "master")
+    assert tree(keys) == before
+
+    (copy / "stick.pem").rename(keys / "root/key.pem")
+    fine(generate(copy))
+    after = tree(keys)
+    for name in ("master/key.pem", "master/csr.pem", "other/key.pem"):
+        assert after[name] == before[name]
+    assert (keys / "server/cert.pem").exists()
+
+
+def test_while_a_request_waits_no_pass_phrase_is_needed(copy: Path) -> None:
+    drop(copy / "keys/root", "key.pem")
+    drop(copy / "keys", "master", "server", "client")
+    refused(generate(copy), "keys/master/csr.pem", "master")
+    before = tree(copy)
+    refused(generate(copy, env=None), "keys/master/csr.pem", "master")
+    assert tree(copy) == before
+
+
+def test_a_request_may_be_signed_elsewhere(copy: Path) -> None:
+    keys, root = copy / "keys", copy / "elsewhere"
+    shutil.copytree(keys / "root", root)
+    drop(keys / "root", "key.pem")
+    drop(keys, "master", "server", "client")
+    refused(generate(copy, env={"SROS_PASSPHRASE": "sros"}), "keys/master/csr.pem", "master")
+    master = keys / "master"
+    sign(master / "csr.pem", root, "root", CA_EXTENSIONS, master / "cert.pem")
+    before = tree(master)
+    fine(generate(copy, env={"SROS_PASSPHRASE": "sros"}))
+    after = tree(master)
+    for name in ("key.pem", "csr.pem", "cert.pem"):
+        assert after[name] == before[name]
+    assert number(*lists(master / "crl.pem")) == 1
+    assert len(lists(keys / "server/crl.pem")) == 2
+
+
+@pytest.fixture
+def waiting(copy: Path) -> Path:
+    """A copy in which server's request waits for a master whose key is elsewhere."""
+    shutil.copytree(copy / "keys/master", copy / "elsewhere")
+    drop(copy / "keys/master", "key.pem")
+    drop(copy / "keys", "server")
+    refused(generate(copy), "keys/server/csr.pem")
+    return copy
+
+
+@pytest.mark.parametrize("whose", ["for another key", "from a foreign CA", "sound"])
+def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: str) -> None:
+    server = waiting / "keys/server"
+    ca = waiting / "elsewhere"
+    if whose == "for another key":
+        shutil.copy(waiting / "keys/client/cert.pem", server)
+    else:
+        if whose == "from a foreign CA":
+            ca = make_ca(waiting / "foreign", "master")
+        sign(server / "csr.pem", ca, "sros", SERVER_EXTENSIONS, server / "cert.pem")
+    before = tree(waiting)
+    result = generate(waiting)
+    if whose == "sound":
+        fine(result)
+        assert set(os.listdir(server)) == NODE_FILES | {"csr.pem"}
+    else:
+        refused(result, "keys/server/cert.pem")
+        assert tree(waiting) == before
+
+
+def test_a_certificate_must_match_the_request_too(copy: Path) -> None:
+    server = copy / "keys/server"
+    files = ("-keyout", copy / "other.pem", "-out", server / "csr.pem", "-subj", "/CN=x")
+    openssl("req", "-new", *NEW_KEY, *files)
+    drop(server, "key.pem")
+    refused(generate(copy), "keys/server/c")
+    drop(server, "csr.pem")
+    fine(generate(copy))
+
+
+@pytest.mark.parametrize("key", ["ec", "rsa:1024", "rsa:2048", "signature"])
+def test_a_request_alone_is_checked_and_signed_as_the_configuration_says(copy: Path, key: str) -> None:
+    server = copy / "keys/server"
+    keep_only(server)
+    new_key = ("-newkey", key, "-nodes") if key.startswith("rsa") else NEW_KEY
+    files = ("-keyout", copy / "robot.pem", "-out", server / "csr.pem")
+    forged = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign")
+    openssl("req", "-new", *new_key, *files, "-subj", "/O=Mallory/CN=root", *forged)
+    if key == "signature":
+        flip(server / "csr.pem", -3)
+    before = tree(copy)
+    result = generate(copy)
+    if key in ("rsa:1024", "signature"):
+        refused(result, "keys/server/csr.pem")
+        assert tree(copy) == before
+        return
+    if key == "ec":
+        fine(result)
+    else:
+        warned(result, "keys/server/cert.pem")
+    assert set(os.listdir(server)) == NODE_FILES - {"key.pem"} | {"csr.pem"}
+    signed = certificate(server / "cert.pem")
+    subject = [name.value for name in signed.subject]
+    assert subject == ["US", "SROS Example", "Robots", "server"]
+    assert not signed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert len(signed.extensions) == 6
+    public = openssl("pkey", "-in", copy / "robot.pem", "-pubout")
+    assert openssl("x509", "-in", server / "cert.pem", "-noout", "-pubkey") == public
+    fine(generate(copy)) if key == "ec" else warned(generate(copy), "keys/server/cert.pem")
+
+
+def test_a_key_alone_is_certified_as_it_stands(copy: Path) -> None:
+    public = certificate(copy / "keys/server/cert.pem").public_key()
+    keep_only(copy / "keys/server", "key.pem")
+    before = tree(copy / "keys/server")
+    fine(generate(copy))
+    assert certificate(copy / "keys/server/cert.pem").public_key() == public
+    assert tree(copy / "keys/server")["key.pem"] == before["key.pem"]
+    assert set(os.listdir(copy / "keys/server")) == NODE_FILES
+
+
+def test_a_key_alone_without_its_issuers_key_gets_a_request(copy: Path) -> None:
+    keep_only(copy / "keys/server", "key.pem")
+    key = tree(copy / "keys/server")["key.pem"]
+    (copy / "keys/master/key.pem").rename(copy / "stick.pem")
+    refused(generate(copy), "keys/server/csr.pem")
+    assert set(os.listdir(copy / "keys/server")) == {"key.pem", "csr.pem"}
+    (copy / "stick.pem").rename(copy / "keys/master/key.pem")
+    fine(generate(copy))
+    assert tree(copy / "keys/server")["key.pem"] == key
+
+
+@pytest.mark.parametrize("kept", ["ca.pem", "fullchain.pem", "a file"])
+def test_a_folder_without_key_request_and_certificate_is_an_error(copy: Path, kept: str) -> None:
+    server = copy / "keys/server"
+    if kept == "a file":
+        drop(copy / "keys", "server")
+        server.write_text("not a folder")
+    else:
+        keep_only(server, kept)
+    before = tree(copy)
+    refused(generate(copy), "keys/server")
+    assert tree(copy) == before
+
+
+# --- What does not fit ----------------------------------------------------------------------------
+
+
+def test_a_key_that_does_not_match_its_certificate_is_an_error(copy: Path) -> None:
+    shutil.copy(copy / "keys/client/key.pem", copy / "keys/server/key.pem")
+    before = tree(copy)
+    refused(generate(copy), "keys/server/key.pem")
+    fine(generate(copy, env=None))  # it can't be read, and nothing needs it
+    assert tree(copy) == before
+
+
+def flip(path: Path, position: int) -> None:
+    """Change a byte of what a PEM file encodes."""
+    first, *middle, last = path.read_text().splitlines()
+    der = bytearray(base64.b64decode("".join(middle)))
+    der[position] ^= 1
+    path.write_text(f"{first}\n{base64.encodebytes(der).decode()}{last}\n")
+
+
+def truncate(path: Path) -> None:
+    """Cut a file in the middle."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def shorten(path: Path) -> None:
+    """Drop the end of what a PEM file encodes, but keep its last line."""
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], lines[-1], ""]))
+
+
+def garble(path: Path) -> None:
+    """Fill a file with bytes that are no text."""
+    path.write_bytes(bytes(range(256)))
+
+
+def empty(path: Path) -> None:
+    """Leave nothing in a file."""
+    path.write_bytes(b"")
+
+
+BELOW: dict[str, list[str]] = {  # what is said of those that hang below
+    "server": [],
+    "master": ["master"],
+    "root": ["root"],
+}
+DAMAGES = [truncate, shorten, garble, empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_a_node_is_one_line_and_stays_as_it_is(
+    copy: Path, damage: Callable[[Path], None]
+) -> None:
+    add_client2(copy)
+    fine(generate(copy))
+    names = ["server/key.pem", "client/cert.pem", "client2/csr.pem"]
+    files = [copy / "keys" / name for name in names]
+    key = ("-key", copy / "keys/client2/key.pem", "-passin", "pass:sros", "-subj", "/CN=x")
+    openssl("req", "-new", *key, "-out", files[2])
+    if damage is truncate:
+        fine(generate(copy))  # sound, they are accepted
+    for path in files:
+        damage(path)
+    before = tree(copy)
+    refused(generate(copy), *names)
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["master/cert.pem", "master/crl.pem", "root/key.pem", "root/cross.pem"])
+def test_a_damaged_file_of_a_ca_is_one_line_and_stays_as_it_is(
+    crossed: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    path = crossed / "keys" / name
+    damage(path)
+    before = tree(crossed)
+    refused(generate(crossed), f"keys/{name}", *BELOW[path.parent.name])
+    assert tree(crossed) == before
+
+
+@pytest.mark.parametrize("name", ["server/cert.pem", "master/cert.pem", "master/crl.pem"])
+def test_a_broken_signature_is_an_error(copy: Path, name: str) -> None:
+    path = copy / "keys" / name
+    flip(path, -3)
+    before = tree(copy)
+    refused(generate(copy), f"keys/{name}", *BELOW[path.parent.name])
+    assert tree(copy) == before
+
+
+def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
+    drop(copy / "keys", "master")
+    refused(generate(copy), "keys/server/cert.pem", "keys/client/cert.pem")
+    drop(copy / "keys", "server", "client")
+    fine(generate(copy))
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "subject": lambda server: server["subject"].update(organizationName="Another"),
+    "key type": lambda server: server.update(key="rsa:2048"),
+    "extendedKeyUsage": lambda server: server["extensions"].update(extendedKeyUsage="clientAuth"),
+    "subjectAltName": lambda server: server["extensions"].pop("subjectAltName"),
+    "basicConstraints": lambda server: server["extensions"].update(basicConstraints="CA:FALSE"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_certificate_that_differs_from_the_configuration_is_kept(copy: Path, what: str) -> None:
+    edit(copy, lambda keys: CHANGES[what](keys["nodes"]["server"]))
+    before = tree(copy)
+    (line,) = warned(generate(copy), "keys/server/cert.pem")
+    assert what in line
+    assert tree(copy) == before
+
+
+NODES = ["keys/server/cert.pem", "keys/client/cert.pem"]
+
+
+def test_the_last_third_of_a_life_is_a_warning(copy: Path) -> None:
+    before = tree(copy)
+    fine(later(copy, "+200 days"))
+    warned(later(copy, "+300 days", env=None), *NODES)
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("when", "names"),
+    [
+        ("+400 days", NODES),
+        ("+6 years", ["keys/master/cert.pem", "master"]),
+        ("+11 years", ["keys/root/cert.pem", "root"]),
+        ("-10 days", ["keys/root/cert.pem", "root"]),
+    ],
+)
+def test_a_certificate_out_of_its_time_is_an_error(copy: Path, when: str, names: list[str]) -> None:
+    before = tree(copy)
+    refused(later(copy, when), *names)
+    assert tree(copy) == before
+
+
+# --- Revocation lists -----------------------------------------------------------------------------
+
+
+def test_a_list_is_refreshed_in_the_last_third_of_its_life(tmp_path: Path) -> None:
+    def short(keys: dict[str, Any]) -> None:
+        for name in ("root", "master"):
+            keys[name]["validity"]["nextUpdate"] = "30d"
+
+    edit(tmp_path, short)
+    fine(generate(tmp_path))
+    paths = [tmp_path / f"keys/{name}/crl.pem" for name in ("root", "master")]
+    end = datetime.now(timezone.utc) + timedelta(days=30)
+    for path in paths:
+        ends = lists(path)[0].next_update_utc
+        assert ends and end - timedelta(minutes=1) < ends <= end
+    before = tree(tmp_path)
+    fine(later(tmp_path, "+15 days"))
+    assert later(tmp_path, "+25 days", env=None).returncode == 0
+    refused(later(tmp_path, "+40 days", env=None), "keys/root/crl.pem", "root")
+    assert tree(tmp_path) == before
+
+    fine(later(tmp_path, "+40 days"))
+    assert [number(*lists(path)) for path in paths] == [2, 2]
+    files = {path.read_text() for path in tmp_path.glob("keys/[sc]*/crl.pem")}
+    assert files == {paths[1].read_text() + paths[0].read_text()}
+    before = tree(tmp_path)
+    fine(later(tmp_path, "+40 days"))
+    assert tree(tmp_path) == before
+
+
+def test_a_second_run_leaves_a_list_that_lives_for_hours(tmp_path: Path) -> None:
+    edit(tmp_path, lambda keys: keys["root"]["validity"].update(nextUpdate="6h"))
+    fine(generate(tmp_path))
+    before = tree(tmp_path)
+    fine(generate(tmp_path))
+    assert tree(tmp_path) == before
+
+
+def test_a_lost_list_is_restored_from_the_nodes_newest_copy(copy: Path) -> None:
+    keys = copy / "keys"
+    newest = make_list(keys / "master", "sros", 7)
+    (keys / "master/crl.pem").write_bytes(newest)
+    fine(generate(copy))
+    assert (keys / "client/crl.pem").read_bytes().startswith(newest)
+    older = make_list(keys / "master", "sros", 3) + (keys / "root/crl.pem").read_bytes()
+    (keys / "server/crl.pem").write_bytes(older)
+    root = (keys / "root/crl.pem").read_bytes()
+    drop(keys, "master/crl.pem", "root/crl.pem")
+    fine(generate(copy))
+    assert (keys / "master/crl.pem").read_bytes() == newest
+    assert (keys / "root/crl.pem").read_bytes() == root
+    assert (keys / "server/crl.pem").read_bytes() == newest + root
+
+
+def test_a_list_that_is_lost_everywhere_is_an_error(copy: Path) -> None:
+    for path in copy.glob("keys/[msc]*/crl.pem"):
+        path.unlink()
+    before = tree(copy)
+    refused(generate(copy), "keys/master/crl.pem", "master")
+    assert tree(copy) == before
+
+
+def test_a_list_of_another_ca_is_an_error(copy: Path) -> None:
+    shutil.copy(copy / "keys/root/crl.pem", copy / "keys/master/crl.pem")
+    before = tree(copy)
+    refused(generate(copy), "keys/master/crl.pem", "master")
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("name", ["master", "root"])
+def test_a_ca_without_key_and_list_gives_its_nodes_no_list(copy: Path, name: str) -> None:
+    keys = copy / "keys"
+    crl = (keys / name / "crl.pem").read_bytes()
+    keep_only(keys / name, "cert.pem")
+    drop(keys, "server/crl.pem", "client/crl.pem")
+    warned(generate(copy), f"keys/{name}/crl.pem")
+    assert not [path for path in keys.glob("*/crl.pem") if path.parent.name in ("server", "client")]
+    (keys / name / "crl.pem").write_bytes(crl)
+    fine(generate(copy))
+    assert len(lists(keys / "server/crl.pem")) == len(lists(keys / "client/crl.pem")) == 2
+
+
+def test_a_revoked_certificate_is_an_error(copy: Path) -> None:
+    keys = copy / "keys"
+    newest = make_list(keys / "master", "sros", 2, keys / "server/cert.pem")
+    (keys / "master/crl.pem").write_bytes(newest)
+    (line,) = refused(generate(copy), "keys/server/cert.pem")
+    assert "revoked" in line
+    assert (keys / "client/crl.pem").read_bytes().startswith(newest)
+    drop(keys, "server")
+    fine(generate(copy))
+
+
+# --- A higher CA ----------------------------------------------------------------------------------
+
+
+def test_a_higher_ca_can_be_trusted_instead(crossed: Path, made: Path) -> None:
+    keys = crossed / "keys"
+    cross = (keys / "root/cross.pem").read_text()
+    cross = cross[cross.index("-----BEGIN") :]
+    for name in ("root", "master", "server", "client"):
+        plain = made / "keys" / name
+        assert (keys / name / "ca.pem").read_bytes() == (plain / "ca.pem").read_bytes()
+        chain = (keys / name / "fullchain.pem").read_text()
+        assert chain == (plain / "fullchain.pem").read_text() + cross
+    trust = ("-no-CApath", "-no-CAstore", "-CAfile", crossed / "higher/cert.pem")
+    for name in ("server", "client"):
+        leaf = keys / name / "cert.pem"
+        openssl("verify", "-x509_strict", *trust, "-untrusted", leaf.with_name("fullchain.pem"), leaf)
+        plain = made / "keys" / name / "fullchain.pem"
+        assert run("openssl", "verify", *trust, "-untrusted", plain, leaf).returncode != 0
+
+    (keys / "root/cross.pem").unlink()
+    fine(generate(crossed, env=None))
+    plain = made / "keys/server/fullchain.pem"
+    assert (keys / "server/fullchain.pem").read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize("whose", ["another key", "another name", "itself"])
+def test_a_higher_certificate_for_another_is_an_error(crossed: Path, whose: str) -> None:
+    root, request = crossed / "keys/root", crossed / "another-csr.pem"
+    if whose == "another key":
+        key = [*NEW_KEY, "-keyout", str(crossed / "another.pem"), "-subj", f"{SUBJECT}root"]
+    else:
+        key = ["-key", str(root / "key.pem"), "-passin", "pass:root", "-subj", f"{SUBJECT}another"]
+    openssl("req", "-new", *key, "-out", request)
+    if whose == "itself":
+        shutil.copy(root / "cert.pem", root / "cross.pem")
+    else:
+        sign(request, crossed / "higher", "", CA_EXTENSIONS, root / "cross.pem")
+    before = tree(crossed)
+    refused(generate(crossed), "keys/root/cross.pem", "root")
+    assert tree(crossed) == before
+
+
+# --- Outside judges -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "purpose"), [("server", "sslserver"), ("client", "sslclient")])
+def test_openssl_accepts_a_node_for_its_purpose_only(made: Path, name: str, purpose: str) -> None:
+    folder = made / "keys" / name
+    command = ["openssl", "verify", "-x509_strict", "-crl_check_all", "-no-CApath", "-no-CAstore"]
+    for option, file in {"CRLfile": "crl", "CAfile": "ca", "untrusted": "fullchain"}.items():
+        command += [f"-{option}", str(folder / f"{file}.pem")]
+    for each in ("sslserver", "sslclient"):
+        result = run(*command, "-purpose", each, folder / "cert.pem")
+        assert (result.returncode == 0) == (each == purpose), result.stderr
+        assert each == purpose or "purpose" in result.stderr
+
+
+def test_gnutls_accepts_the_chains(made: Path) -> None:
+    for name in ("server", "client"):
+        folder = made / "keys" / name
+        chain = [(folder / f"{file}.pem").read_text() for file in ("fullchain", "ca")]
+        verify = ("certtool", "--verify-chain", "--verify-profile", "medium")
+        result = run(*verify, stdin="".join(chain))
+        assert result.returncode == 0, result.stdout
+        assert run(*verify, stdin=chain[0][:-400] + chain[1]).returncode != 0
+
+
+def test_pkilint_finds_nothing_but_single_labels(made: Path) -> None:
+    tools = Path(sys.executable).parent
+    options = ("-s", "WARNING", "-f", "TEXT")
+
+    def lint(path: Path) -> list[str]:
+        command: list[str | Path] = [tools / "lint_pkix_cert", "lint"]
+        if path.name == "crl.pem":
+            command = [tools / "lint_crl", "lint", "-t", "CRL", "-p", "PKIX"]
+        result = run(*command, *options, path, env={"PYTHONWARNINGS": "ignore"})
+        assert result.stderr == ""
+        return re.findall("^    (.*)$", result.stdout, re.MULTILINE)
+
+    paths = [*made.glob("keys/*/cert.pem"), *made.glob("keys/[rm]*/crl.pem")]
+    assert len(paths) == 6
+    with ThreadPoolExecutor(2) as pool:
+        found = {line for lines in pool.map(lint, paths) for line in lines}
+    label = "pkix.invalid_domain_name_syntax (ERROR): Invalid domain name syntax: "
+    assert found == {f'{label}"localhost"', f'{label}"client"'}
+
+
+def test_the_subject_and_the_extensions_are_those_of_the_configuration(made: Path) -> None:
+    text = openssl("x509", "-in", made / "keys/server/cert.pem", "-noout", "-text")
+    assert re.search("Subject: C = US, O = SROS Example, OU = Robots, CN = server\n", text)
+    assert "DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1\n" in text
+    master = certificate(made / "keys/master/cert.pem")
+    assert master.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "master"
