@@ -32,12 +32,11 @@ def make_context(keys: Path) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in `keys`; raise ValueError with advice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate of the server
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no RSA under 2048 bits, no SHA-1
     context.hostname_checks_common_name = False  # subjectAltName only (RFC 9525, 2)
     context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
+    for name in ("key.pem", "fullchain.pem", "ca.pem"):
+        (keys / name).open().close()  # OpenSSL's error would not name the file
     try:
-        for name in ("key.pem", "fullchain.pem", "ca.pem"):
-            (keys / name).open().close()  # OpenSSL's error would not name the file
         password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
         context.load_verify_locations(keys / "ca.pem")
@@ -51,8 +50,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     except OSError as error:
-        causes = "wrong pass phrase, no SROS_PASSPHRASE; or a file missing, damaged, unsupported"
-        raise ValueError(f"{keys}: {error}: {causes}") from error
+        raise ValueError(f"{keys}: {error}; SROS_PASSPHRASE wrong or not set, or a damaged file") from error
     return context
 
 
@@ -75,21 +73,23 @@ def converse(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
 def main() -> int:
     """Send the messages; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="localhost", help="the server's name or address")
-    parser.add_argument("--port", default=8443, type=int, help="the server's TCP port")
-    parser.add_argument("-k", "--keys", default="keys/client", type=Path, help="PEM files' folder")
+    parser.add_argument("--host", default="localhost", help="the server's name or address (%(default)s)")
+    parser.add_argument("--port", default=8443, type=int, help="the server's TCP port (%(default)s)")
+    parser.add_argument("-k", "--keys", default="keys/client", type=Path, help="PEM files (%(default)s)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show session and server")
     parser.add_argument("messages", metavar="MESSAGE", nargs="*", help="a line (default: hola)")
     options = parser.parse_args()
     host, port = options.host, options.port
     messages = [os.fsencode(text) + b"\n" for text in options.messages or ["hola"]]
-    lines = all(len(line) <= MAX_LINE and line.count(b"\n") == 1 for line in messages)
-    if port not in range(65536) or not lines:
+    if port not in range(65536) or any(len(x) > MAX_LINE or x.count(b"\n") > 1 for x in messages):
         parser.error(f"PORT must be 0 to 65535, a MESSAGE one line of less than {MAX_LINE} bytes")
     try:
         context = make_context(options.keys)
         raw = socket.create_connection((host, port), TIMEOUT)
-        with context.wrap_socket(raw, suppress_ragged_eofs=False, server_hostname=host) as tls:
+        with context.wrap_socket(
+            raw, do_handshake_on_connect=False, suppress_ragged_eofs=False, server_hostname=host
+        ) as tls:
+            tls.do_handshake()  # verifies the server and its name
             tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if options.verbose:
                 names: Any = tls.getpeercert()

@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock, Thread, active_count
+from threading import Thread, active_count
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with its newline
@@ -24,15 +24,13 @@ IDLE_TIMEOUT = 60  # seconds without a byte read or written
 DRAIN_TIMEOUT = 2  # seconds for a peer to close after us
 PAUSE = 0.5  # seconds until the next try without resources, and for last answers at the end
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HTTP_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
-OUTPUT = Lock()
 
 
 def say(text: str, stream: TextIO) -> None:
     """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    with OUTPUT, suppress(OSError):  # serve on, even if nobody reads
-        print(line, file=stream, flush=True)
+    with suppress(OSError):  # serve on, even if nobody reads
+        print(line + "\n", end="", file=stream, flush=True)  # in one piece, among threads
 
 
 def complain(where: str, error: Exception) -> None:
@@ -52,13 +50,12 @@ def make_context(keys: Path) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in `keys`; raise ValueError with advice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no RSA under 2048 bits, no SHA-1
     context.num_tickets = 0  # a resumed session skips the client's certificate
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
+    for name in ("key.pem", "fullchain.pem", "ca.pem"):
+        (keys / name).open().close()  # OpenSSL's error would not name the file
     try:
-        for name in ("key.pem", "fullchain.pem", "ca.pem"):
-            (keys / name).open().close()  # OpenSSL's error would not name the file
         password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
         context.load_verify_locations(keys / "ca.pem")
@@ -72,8 +69,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     except OSError as error:
-        causes = "wrong pass phrase, no SROS_PASSPHRASE; or a file missing, damaged, unsupported"
-        raise ValueError(f"{keys}: {error}: {causes}") from error
+        raise ValueError(f"{keys}: {error}; SROS_PASSPHRASE wrong or not set, or a damaged file") from error
     return context
 
 
@@ -86,10 +82,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
         try:  # create_server sets SO_REUSEADDR and IPV6_V6ONLY
             listeners.append(socket.create_server(address, family=family, backlog=MAX_CONNECTIONS))
         except OSError as error:
-            if not listeners or (port and error.errno == errno.EADDRINUSE):
+            if not listeners or error.errno != errno.EADDRNOTAVAIL:  # a system without IPv6
                 raise
-            if error.errno == errno.EADDRINUSE:  # the first address's free port is not free here
-                return listen(host, port)  # any other error: a system without IPv6
     return listeners
 
 
@@ -103,9 +97,11 @@ def converse(connection: ssl.SSLSocket) -> None:
             text = line.decode(errors="backslashreplace").rstrip("\r\n")
             say(f"read: [{text}]", sys.stdout)
             if re.fullmatch(r"[A-Z]+ \S+ HTTP/1\.\d", text):
-                connection.sendall(HTTP_ANSWER)
-                break
-            connection.sendall(b"hello\n" if line == b"hola\n" else line)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+                while lines.read(MAX_LINE):  # headers, until the peer closes
+                    pass
+            else:
+                connection.sendall(b"hello\n" if line == b"hola\n" else line)
     say("closed", sys.stdout)
 
 
@@ -126,7 +122,7 @@ def serve(raw: socket.socket, address: Any, context: ssl.SSLContext, verbose: bo
                 pairs = sum(names["subject"], names.get("subjectAltName", ()))
                 say(f"{peer}: {connection.cipher()}, {', '.join(map('='.join, pairs))}", sys.stderr)
             converse(connection)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             complain(peer, error)
         connection.settimeout(DRAIN_TIMEOUT)
         with suppress(OSError):
@@ -141,8 +137,7 @@ def accept(listener: socket.socket, contexts: list[ssl.SSLContext], verbose: boo
     """Give every newcomer a thread, for ever."""
     while True:
         try:
-            raw, address = listener.accept()
-            Thread(target=serve, args=(raw, address, contexts[0], verbose), daemon=True).start()
+            Thread(target=serve, args=(*listener.accept(), contexts[0], verbose), daemon=True).start()
         except (OSError, RuntimeError) as error:  # out of descriptors or threads
             complain("cannot accept", error)
             time.sleep(PAUSE)
@@ -153,9 +148,9 @@ def accept(listener: socket.socket, contexts: list[ssl.SSLContext], verbose: boo
 def main() -> int:
     """Serve until a signal ends it; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="localhost", help="name or address to listen on")
-    parser.add_argument("--port", default=8443, type=int, help="TCP port; 0: any free one")
-    parser.add_argument("-k", "--keys", default="keys/server", type=Path, help="PEM files' folder")
+    parser.add_argument("--host", default="localhost", help="name or address to listen on (%(default)s)")
+    parser.add_argument("--port", default=8443, type=int, help="TCP port (%(default)s); 0: any")
+    parser.add_argument("-k", "--keys", default="keys/server", type=Path, help="PEM files (%(default)s)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show sessions and peers")
     options = parser.parse_args()
     if options.port not in range(65536):
@@ -167,7 +162,7 @@ def main() -> int:
         return 130
     except (OSError, ValueError, EOFError) as error:
         complain(f"cannot serve {options.host} port {options.port}", error)
-        return 1
+        os._exit(1)  # closes what is open
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # in all threads; sigwait takes them
     for listener in listeners:
         Thread(target=accept, args=(listener, contexts, options.verbose), daemon=True).start()
