@@ -46,7 +46,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
         for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
             if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would widen trust
                 context.load_verify_locations(cadata=der)  # for peers that send no issuers
-        if (keys / "crl.pem").exists():
+        if os.path.lexists(keys / "crl.pem"):  # a link to nowhere is an error, not no list
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     except OSError as error:

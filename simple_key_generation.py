@@ -33,9 +33,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa,
 from OpenSSL import crypto
 
 PrivateKey = types.CertificateIssuerPrivateKeyTypes
-X509_STRICT = crypto.X509StoreFlags.X509_STRICT
+X509_STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
 CRL_CHECK = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
 RevocationList = x509.CertificateRevocationList
+PEM = serialization.Encoding.PEM
 
 SCRIPT = "simple_key_generation.py"
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
@@ -249,8 +250,7 @@ def in_walking_order(entries: dict[str, Entry]) -> dict[str, Entry]:
                     raise ValueError(f"there is no CA {issuer!r} under keys")
                 if issuer in path:
                     raise ValueError("leads round in a circle, to no self-signed CA")
-                constraints, _ = entries[issuer].extensions["basicConstraints"]
-                limit = getattr(constraints, "path_length", None)
+                limit = getattr(entries[issuer].extensions["basicConstraints"][0], "path_length", None)
                 if limit is not None and len(path) - (not entry.is_ca) > limit:
                     raise ValueError(f"more CAs in a row than {issuer}'s pathlen:{limit} admits")
                 path.insert(0, issuer)
@@ -386,27 +386,28 @@ def complain(kind: str, problem: object) -> None:
 def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
     """Return what a PEM file holds. Raises Fault, OSError."""
     try:
-        return load(Path(path).read_bytes())
+        loaded = load(Path(path).read_bytes())
+        for each in loaded if isinstance(loaded, list) else [loaded, loaded.public_key()]:
+            getattr(each, "extensions", None)  # what cryptography parses only when it is asked for
+        return loaded
     except (ValueError, UnsupportedAlgorithm):
         raise Fault(f"{path}: is damaged, or not what its name says") from None
 
 
 def load_lists(data: bytes) -> list[RevocationList]:
     """Return all revocation lists in a file; else raise ValueError."""
-    blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
-    return [x509.load_pem_x509_crl(block) for block in blocks]
+    return [x509.load_pem_x509_crl(x) for x in re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)]
 
 
 def pem(*objects: Any) -> bytes:
     """Return certificates, requests or lists as PEM, one after the other."""
-    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in objects)
+    return b"".join(each.public_bytes(PEM) for each in objects)
 
 
 def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
     """Write what is new or differs, each file whole; what held nothing appears whole as well."""
-    place = folder
+    place = folder if holds else f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.part"
     if not holds:
-        place = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.part")
         os.mkdir(place, 0o700)
     for name, data in files.items():
         path, part = f"{place}/{name}", f"{place}/.{name}.part"
@@ -508,8 +509,7 @@ class Folder:
             phrase = pass_phrase(self.entry.passphrase, new=True)
             how = serialization.BestAvailableEncryption(phrase)
         key = self.key = KEY_TYPES[self.entry.fields["key"]]()
-        form = serialization.PrivateFormat.PKCS8
-        self.files["key.pem"] = key.private_bytes(serialization.Encoding.PEM, form, how)
+        self.files["key.pem"] = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, how)
 
     def load_key(self, needed: bool) -> None:
         """Load the key, unless that takes a pass phrase that nothing needs. Raises Fault."""
@@ -669,9 +669,10 @@ class Folder:
         if algorithm is not None and algorithm.name in ("md5", "sha1"):
             raise Fault(f"{path}: is signed with {algorithm.name}, which can be forged")
         between = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
-        leaf = crypto.X509.from_cryptography(certificate)
         try:
-            crypto.X509StoreContext(self.store, leaf, between).verify_certificate()
+            crypto.X509StoreContext(
+                self.store, crypto.X509.from_cryptography(certificate), between
+            ).verify_certificate()
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
             raise Fault(f"{path}: {error} ({whose}); to replace it, rm -r {os.path.dirname(path)}") from None
@@ -730,10 +731,11 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
 def main() -> int:
     """Return the exit status: 0 done, 1 something failed, 2 wrong use, nothing written."""
     parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
-    add = parser.add_argument
-    add("-c", "--config", default="sros_config.yml", help="the hierarchy (default: %(default)s)")
-    add("-k", "--keys", default="keys", help="the folder of PEM files (default: %(default)s)")
-    add("-q", "--quiet", action="store_true", help="print errors and warnings only")
+    parser.add_argument(
+        "-c", "--config", default="sros_config.yml", help="the hierarchy (default: %(default)s)"
+    )
+    parser.add_argument("-k", "--keys", default="keys", help="the folder of PEM files (default: %(default)s)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
     arguments = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may leave early
     os.umask(0o022)  # the modes are chosen file by file

@@ -121,7 +121,11 @@ class Server:
                 stderr=err,
                 start_new_session=True,
             )
-        self.wait_for(lambda: "listening" in self.err.read_text())
+        try:
+            self.wait_for(lambda: "listening" in self.err.read_text())
+        except BaseException:
+            self.process.kill()
+            raise
         match = re.search(r"listening on \S+ port ([0-9]+)", self.err.read_text())
         assert match, self.err.read_text()
         self.port = int(match[1])
