@@ -731,10 +731,8 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
 def main() -> int:
     """Return the exit status: 0 done, 1 something failed, 2 wrong use, nothing written."""
     parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument(
-        "-c", "--config", default="sros_config.yml", help="the hierarchy (default: %(default)s)"
-    )
-    parser.add_argument("-k", "--keys", default="keys", help="the folder of PEM files (default: %(default)s)")
+    parser.add_argument("-c", "--config", default="sros_config.yml", help="the hierarchy (%(default)s)")
+    parser.add_argument("-k", "--keys", default="keys", help="the folder of PEM files (%(default)s)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
     arguments = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may leave early
