@@ -184,12 +184,12 @@ class Terminal:
         self, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> None:
         self.seen = ""
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            if cwd:
-                os.chdir(cwd)
-            words = [str(part) for part in command]
-            os.execvpe(words[0], words, environment(env))
+        self.fd, self.slave = pty.openpty()
+        # The shell leads a session, so what it opens first becomes its controlling terminal.
+        shell = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(self.slave)]
+        self.process = subprocess.Popen(
+            [*shell, *map(str, command)], cwd=cwd, env=environment(env), start_new_session=True
+        )
 
     def expect(self, text: str) -> None:
         """Read until a text that was not read before appears."""
@@ -200,15 +200,12 @@ class Terminal:
             assert self.read(), f"ended: {self.seen}"
 
     def read(self) -> bool:
-        """Read what is there; False at the end."""
-        if not select.select([self.fd], [], [], 0.1)[0]:
-            return True
-        try:
-            data = os.read(self.fd, 65536)
-        except OSError:  # Linux's way to say that the other side of a terminal is gone
-            return False
-        self.seen += data.decode().replace("\r\n", "\n")
-        return bool(data)
+        """Read what is there; False once there is nothing and the process has ended."""
+        ended = self.process.poll() is not None
+        if not select.select([self.fd], [], [], 0 if ended else 0.05)[0]:
+            return not ended
+        self.seen += os.read(self.fd, 65536).decode().replace("\r\n", "\n")
+        return True
 
     def type(self, text: str) -> None:
         """Type a text as it stands; a newline is the return key, \\x03 is Ctrl-C."""
@@ -220,4 +217,5 @@ class Terminal:
         while self.read():
             assert time.monotonic() < until, self.seen
         os.close(self.fd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self.slave)
+        return self.process.wait()
