@@ -78,7 +78,7 @@ EXTENDED_KEY_USAGES = {
     **{"timeStamping": "1.3.6.1.5.5.7.3.8", "OCSPSigning": "1.3.6.1.5.5.7.3.9"},
 }
 NEVER_CRITICAL = ".*KeyIdentifier|authorityInfoAccess|(?!2.5.29.(33|36|54)$)[0-9.]+"
-KNOWN_OIDS = {f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37)}  # they have a field
+KNOWN_OIDS = {"1.3.6.1.5.5.7.1.1", *(f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37))}
 ACCESS_METHODS = {"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"}
 
 
@@ -148,7 +148,7 @@ def read_configuration(path: str) -> dict[str, Entry]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from None
     with at(path):
-        if not isinstance(document, dict) or not isinstance(document.get("keys"), dict):
+        if not isinstance(document, dict) or not isinstance(document.get("keys") or None, dict):
             raise ValueError("must be a mapping with the field keys, a mapping of entries")
         if unknown := [x for x in document if x != "keys" and not str(x).startswith("x-")]:
             raise ValueError(f"unknown field {unknown[0]!r}; there is keys, and x-… for anchors")
@@ -288,9 +288,9 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
         case "extendedKeyUsage":
             extension = x509.ExtendedKeyUsage([read_oid(item, EXTENDED_KEY_USAGES) for item in items])
         case "subjectKeyIdentifier" | "authorityKeyIdentifier":
-            wanted = "hash" if name.startswith("s") else "keyid"
-            if items != [wanted]:
-                raise ValueError(f"must be {wanted}")
+            forms = ["hash"] if name.startswith("s") else ["keyid", "keyid:always"]
+            if len(items) > 1 or items[0] not in forms:
+                raise ValueError(f"must be {forms[0]}")
         case "subjectAltName":
             extension = x509.SubjectAlternativeName([read_name(item) for item in items])
         case "nameConstraints":

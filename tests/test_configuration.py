@@ -890,6 +890,7 @@ WHOLE: list[tuple[str | bytes, str]] = [
     ("[keys]\n", "mapping"),
     ("keys:\n", "mapping"),
     ("keys: [root]\n", "mapping"),
+    ("keys: {}\n", "mapping"),
     ("keys:\n\troot: {}\n", "line 2"),
     ("keys: *root\n", "alias.*line 1"),
     ("keys: !!python/name:os.system\n", "line 1"),
@@ -1240,6 +1241,7 @@ CA_TRUE = "critical, CA:TRUE"
             MASTER,
             ("extensions/authorityKeyIdentifier", "issuer", "keyid", "keyid"),
             ("extensions/authorityKeyIdentifier", "critical, keyid", "keyid", "not.*critical"),
+            ("extensions/authorityKeyIdentifier", "keyid:always, issuer", "keyid:always", "keyid"),
             ("extensions/nameConstraints", "allowed;DNS:a", "permitted;DNS:a", "permitted"),
             ("extensions/nameConstraints", "permitted:DNS:a", "permitted;DNS:.a", "permitted"),
             (
