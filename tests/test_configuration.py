@@ -896,7 +896,7 @@ WHOLE: list[tuple[str | bytes, str]] = [
     ("keys: !!python/name:os.system\n", "line 1"),
     ("keys: {}\n---\nkeys: {}\n", "document"),
     ("keys: {? [a] : b, ? {c: d} : e}\n", "line 1"),
-    ("[" * 5000, "line 1|recursion|depth|deep"),
+    ("[" * 5000, "line [12]|recursion|depth|deep"),
     (b"\xff\xfe\xff", "utf|character|decod|stream|position"),
     (b"keys: \x00\n", "character|position|null"),
     (b"keys: {root: {subject: {commonName: \xe9}}}\n", "utf|character|decod|position"),

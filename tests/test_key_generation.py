@@ -453,11 +453,11 @@ def begin(folder: Path) -> subprocess.Popen[str]:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    """Start a run."""
+    """Start a run as a user does: a signal between open() and with would be a ResourceWarning."""
     return subprocess.Popen(
         [sys.executable, str(GENERATE)],
         cwd=folder,
-        env=environment(PHRASES),
+        env=environment({**PHRASES, "PYTHONWARNINGS": ""}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
