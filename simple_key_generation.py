@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from datetime import datetime, timedelta, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -53,6 +54,16 @@ KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
 WITHOUT_DIGEST = ("ed25519", "ed448", "ml-dsa-")  # the key types that hash by themselves
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
+KEY_USAGES = [  # in the order of their bits
+    *("digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment"),
+    *("keyAgreement", "keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"),
+]
+PURPOSES = {"serverAuth": 1, "clientAuth": 2, "codeSigning": 3, "emailProtection": 4, "timeStamping": 8}
+OIDS = {  # RFC 5280, 4.2.1.12 and 4.2.2.1
+    **{name: f"1.3.6.1.5.5.7.3.{number}" for name, number in {**PURPOSES, "OCSPSigning": 9}.items()},
+    **{"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"},
+}
+OID = "([01][.][0-3]?[0-9]|2[.][0-9]+)([.][0-9]+)+"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
     "key": "ec:(prime256v1|secp384r1|secp521r1)|rsa:[0-9]+|ed25519|ed448|ml-dsa-(44|65|87)",
@@ -61,25 +72,26 @@ FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RF
     "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
     **dict.fromkeys(["validity.notBefore", "validity.notAfter", "validity.nextUpdate"], TIME),
     "subject.countryName": "[A-Z]{2}",
-    **dict.fromkeys(["subject.stateOrProvinceName", "subject.localityName"], ".{1,128}"),
-    **dict.fromkeys(["subject.organizationName", "subject.organizationalUnitName"], ".{1,64}"),
-    "subject.commonName": ".{1,64}",
+    **{f"subject.{x}": ".{1,128}" for x in ("stateOrProvinceName", "localityName")},
+    **{f"subject.{x}": ".{1,64}" for x in ("organizationName", "organizationalUnitName", "commonName")},
     "subject.serialNumber": "[A-Za-z0-9 '()+,./:=?-]{1,64}",
     "subject.domainComponent": "[A-Za-z0-9-]{1,63}",
     "subject.emailAddress": "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}",
+    "extensions.basicConstraints": "CA:TRUE|CA:FALSE|pathlen:[0-9]{1,4}",  # of each part, from here on
+    "extensions.keyUsage": "|".join(KEY_USAGES),
+    "extensions.extendedKeyUsage": "|".join([*PURPOSES, "OCSPSigning", OID]),
+    "extensions.subjectKeyIdentifier": "hash",
+    "extensions.authorityKeyIdentifier": "keyid|keyid:always",
+    "extensions.subjectAltName": "(DNS|IP|URI|email):.+",
+    "extensions.nameConstraints": "(permitted|excluded);(DNS|IP|URI|email):.+",
+    "extensions.certificatePolicies": OID,
+    "extensions.crlDistributionPoints": "URI:.+",
+    "extensions.authorityInfoAccess": f"(OCSP|caIssuers|{OID});URI:.+",
 }
-KEY_USAGES = [  # in the order of their bits
-    *("digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment"),
-    *("keyAgreement", "keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"),
-]
-EXTENDED_KEY_USAGES = {
-    **{"serverAuth": "1.3.6.1.5.5.7.3.1", "clientAuth": "1.3.6.1.5.5.7.3.2"},
-    **{"codeSigning": "1.3.6.1.5.5.7.3.3", "emailProtection": "1.3.6.1.5.5.7.3.4"},
-    **{"timeStamping": "1.3.6.1.5.5.7.3.8", "OCSPSigning": "1.3.6.1.5.5.7.3.9"},
-}
-NEVER_CRITICAL = ".*KeyIdentifier|authorityInfoAccess|(?!2.5.29.(33|36|54)$)[0-9.]+"
 KNOWN_OIDS = {"1.3.6.1.5.5.7.1.1", *(f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37))}
-ACCESS_METHODS = {"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"}
+NEVER_CRITICAL = ".*KeyIdentifier|authorityInfoAccess|(?!2.5.29.(33|36|54)$)[0-9.]+"
+CA_EXTENSIONS = [f"extensions.{x}" for x in ("basicConstraints", "keyUsage", "subjectKeyIdentifier")]
+REASONS = [flag.value for flag in x509.ReasonFlags if flag.value != "removeFromCRL"]
 
 
 class Fault(Exception):
@@ -88,21 +100,6 @@ class Fault(Exception):
 
 class ConfigurationError(Fault):
     """A fault of the configuration or the command line: exit status 2, and nothing is written."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the configuration says of one folder. Times are UTC."""
-
-    name: str
-    where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
-    is_ca: bool
-    issuer: str | None  # None: self-signed
-    passphrase: str | None  # the environment variable; None: the key is not encrypted
-    fields: dict[str, str]  # as they stand, by path, such as subject.commonName
-    subject: x509.Name
-    times: dict[str, datetime]  # notBefore, notAfter, nextUpdate
-    extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
 
 
 class Loader(yaml.CSafeLoader):
@@ -143,26 +140,24 @@ def read_configuration(path: str) -> dict[str, Entry]:
         with open(path, "rb") as file:
             yaml.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str, Loader)
             document = yaml.load(file, Loader)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = getattr(error, "strerror", " ".join(str(error).split()))
+        raise ConfigurationError(f"{path}: {problem}") from None
     with at(path):
         if not isinstance(document, dict) or not isinstance(document.get("keys") or None, dict):
             raise ValueError("must be a mapping with the field keys, a mapping of entries")
         if unknown := [x for x in document if x != "keys" and not str(x).startswith("x-")]:
             raise ValueError(f"unknown field {unknown[0]!r}; there is keys, and x-… for anchors")
+    entries: dict[str, Entry] = {}
     nodes = document["keys"].pop("nodes", None) or {}
-    with at(f"{path}: keys.nodes"):
-        if not isinstance(nodes, dict):
-            raise ValueError("must be a mapping of entries")
-        if both := nodes.keys() & document["keys"].keys():
-            raise ValueError(f"{min(both)} stands under keys, too, and would be the same folder")
-    entries = {
-        name: read_entry(f"{path}: {place}.{name}", name, value, place == "keys")
-        for place, group in (("keys", document["keys"]), ("keys.nodes", nodes))
-        for name, value in group.items()
-    }
+    for place, group in (("keys", document["keys"]), ("keys.nodes", nodes)):
+        with at(f"{path}: {place}"):
+            if not isinstance(group, dict):
+                raise ValueError("must be a mapping of entries")
+            if both := group.keys() & entries.keys():
+                raise ValueError(f"{min(both)} stands under keys, too, and would be the same folder")
+        for name, value in group.items():
+            entries[name] = read_entry(f"{path}: {place}.{name}", name, value, place == "keys")
     return in_walking_order(entries)
 
 
@@ -193,12 +188,14 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
             path = f"{group}.{field}".rstrip(".")
             with at(f"{where}.{path}: {item!r}"):
-                known = path in FORMS or group == "extensions"
-                if not known and not (item is None and path in ("subject", "validity")):
-                    raise ValueError(f"unknown field; there are {', '.join(FORMS)}, extensions")
+                other = re.fullmatch(f"extensions[.]{OID}", path) and field not in KNOWN_OIDS
+                unset = item is None and group in ("subject", "validity", "extensions")
+                if path not in FORMS and not other and not unset:
+                    raise ValueError(f"unknown field; there are {', '.join(FORMS)}, other OIDs")
                 if item is None:  # un-set
                     continue
-                content = texts[group] = texts[path] = read_text(item, name, FORMS.get(path, ".+"))
+                form = ".+" if group == "extensions" else FORMS[path]
+                content = texts[group] = texts[path] = read_text(item, name, form)
                 if group == "subject":
                     oid = getattr(x509.NameOID, re.sub("([A-Z])", r"_\1", field).upper())
                     subject.append(x509.NameAttribute(oid, content))
@@ -206,8 +203,7 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
                     times[field] = read_time(field, content)
                 elif group == "extensions":
                     extensions[str(field)] = read_extension(str(field), content, is_ca)
-    required = ["key", "subject", "validity.notAfter", *([] if is_ca else ["issuer"])]
-    required += [f"extensions.{x}" for x in ("basicConstraints", "keyUsage", "subjectKeyIdentifier") if is_ca]
+    required = ["key", "subject", "validity.notAfter", *(CA_EXTENSIONS if is_ca else ["issuer"])]
     required += ["extensions.authorityKeyIdentifier"] * ("issuer" in texts)
     required += ["passphrase"] * ("cipher" in texts)
     if missing := [path for path in required if path not in texts]:
@@ -218,9 +214,9 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         raise ConfigurationError(f"{where}.digest: {texts['key']} signs without: un-set it with ~")
     if "nextUpdate" in times and not is_ca:
         raise ConfigurationError(f"{where}.validity.nextUpdate: only a CA has a revocation list")
-    variable = texts["passphrase"] if "cipher" in texts else None
+    secret = texts["passphrase"] if "cipher" in texts else None
     return Entry(
-        name, where, is_ca, texts.get("issuer"), variable, texts, x509.Name(subject), times, extensions
+        name, where, is_ca, texts.get("issuer"), secret, texts, x509.Name(subject), times, extensions
     )
 
 
@@ -267,120 +263,102 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
     items = [item.strip() for item in value.split(",")]
     critical = items[0] == "critical"
     items = items[critical:]
-    if not items or not all(items) or len(set(items)) < len(items):
-        raise ValueError("has an empty part, or one that stands twice")
     if critical and re.fullmatch(NEVER_CRITICAL, name):
         raise ValueError("must not be critical (RFC 5280), or OpenSSL would refuse it")
-    extension: x509.ExtensionType | None = None
+    form = FORMS.get(f"extensions.{name}", "DER:([0-9A-Fa-f]{2}[: ]?)+")
+    for item in items or [""]:
+        if not re.fullmatch(form, item) or items.count(item) > 1:
+            raise ValueError(f"{item!r} stands twice, or is not of the form {form}")
     match name:
         case "basicConstraints":
-            wanted = "CA:TRUE(?:,pathlen:([0-9]{1,4}))?" if is_ca else "CA:FALSE()"
-            form = re.fullmatch(wanted, ",".join(items))
-            if not form or is_ca > critical:
+            if items != ["CA:FALSE"] if not is_ca else not critical or items[0] != "CA:TRUE":
                 raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
-            extension = x509.BasicConstraints(is_ca, int(form[1]) if form[1] else None)
+            limit = int(items[1].removeprefix("pathlen:")) if len(items) > 1 else None
+            return x509.BasicConstraints(is_ca, limit), critical
         case "keyUsage":
-            extension = x509.KeyUsage(*(usage in items for usage in KEY_USAGES))
-            if not set(items) <= set(KEY_USAGES):
-                raise ValueError(f"must be some of {', '.join(KEY_USAGES)}")
-            if not is_ca == extension.key_cert_sign == extension.crl_sign:
+            usage = x509.KeyUsage(*(each in items for each in KEY_USAGES))
+            if not is_ca == usage.key_cert_sign == usage.crl_sign:
                 raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
+            return usage, critical
         case "extendedKeyUsage":
-            extension = x509.ExtendedKeyUsage([read_oid(item, EXTENDED_KEY_USAGES) for item in items])
+            return x509.ExtendedKeyUsage([oid(item) for item in items]), critical
         case "subjectKeyIdentifier" | "authorityKeyIdentifier":
-            forms = ["hash"] if name.startswith("s") else ["keyid", "keyid:always"]
-            if len(items) > 1 or items[0] not in forms:
-                raise ValueError(f"must be {forms[0]}")
+            return None, critical
         case "subjectAltName":
-            extension = x509.SubjectAlternativeName([read_name(item) for item in items])
+            return x509.SubjectAlternativeName([read_name(item) for item in items]), critical
         case "nameConstraints":
-            trees: dict[str, list[x509.GeneralName]] = {"permitted": [], "excluded": []}
-            for kind, _, tree in (item.partition(";") for item in items):
-                if kind not in trees or not is_ca:
-                    raise ValueError("must be like permitted;DNS:.example, excluded;…, for a CA")
-                trees[kind].append(read_name(tree, constraint=True))
-            extension = x509.NameConstraints(trees["permitted"] or None, trees["excluded"] or None)
+            if not is_ca:
+                raise ValueError("is for a CA only")
+            permitted = [read_name(item[10:], True) for item in items if item.startswith("permitted")]
+            excluded = [read_name(item[9:], True) for item in items if item.startswith("excluded")]
+            return x509.NameConstraints(permitted or None, excluded or None), critical
         case "certificatePolicies":
-            extension = x509.CertificatePolicies(x509.PolicyInformation(read_oid(x, {}), None) for x in items)
+            return x509.CertificatePolicies([x509.PolicyInformation(oid(x), None) for x in items]), critical
         case "crlDistributionPoints":
-            points = [x509.DistributionPoint([read_name(x, "URI")], None, None, None) for x in items]
-            extension = x509.CRLDistributionPoints(points)
+            points = [x509.DistributionPoint([read_name(x)], None, None, None) for x in items]
+            return x509.CRLDistributionPoints(points), critical
         case "authorityInfoAccess":
-            accesses = []
-            for method, _, uri in (item.partition(";") for item in items):
-                oid = read_oid(method, ACCESS_METHODS)
-                accesses.append(x509.AccessDescription(oid, read_name(uri, only="URI")))
-            extension = x509.AuthorityInformationAccess(accesses)
-        case _:
-            form = re.fullmatch("DER:((?:[0-9A-Fa-f]{2}[: ]?)+)", ",".join(items))
-            if not form or not re.fullmatch("[0-9]+([.][0-9]+)+", name) or name in KNOWN_OIDS:
-                raise ValueError("is no known field, nor another dotted OID with DER:hex")
-            content = bytes.fromhex(form[1].replace(":", " "))
-            extension = x509.UnrecognizedExtension(read_oid(name, {}), content)
-    return extension, critical
+            pairs = [item.split(";", 1) for item in items]
+            accesses = [x509.AccessDescription(oid(method), read_name(uri)) for method, uri in pairs]
+            return x509.AuthorityInformationAccess(accesses), critical
+    content = bytes.fromhex("".join(items).removeprefix("DER:").replace(":", " "))
+    return x509.UnrecognizedExtension(oid(name), content), critical
 
 
-def read_oid(item: str, names: dict[str, str]) -> x509.ObjectIdentifier:
-    """Return the object identifier of a name, or a dotted one; else raise ValueError."""
-    try:
-        return x509.ObjectIdentifier(names.get(item, item))
-    except ValueError:
-        raise ValueError(f"{item!r} is none of {', '.join([*names, 'dotted OIDs'])}") from None
+def oid(item: str) -> x509.ObjectIdentifier:
+    """Return the object identifier of a name or a dotted one; else raise ValueError."""
+    return x509.ObjectIdentifier(OIDS.get(item, item))
 
 
-def read_name(item: str, only: str = "", constraint: bool = False) -> x509.GeneralName:
+def read_name(item: str, constraint: bool = False) -> x509.GeneralName:
     """Read ``DNS:localhost`` or a subtree of names (RFC 5280, 4.2.1.6); else raise ValueError."""
     kind, _, value = item.partition(":")
+    if kind == "IP":
+        return x509.IPAddress(ipaddress.ip_network(value) if constraint else ipaddress.ip_address(value))
     label = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
     front = "[.]?" if constraint else "(?:[*][.])?"
     host = f"(?=.{{1,253}}$)(?![0-9.]+$){front}{label}(?:[.]{label})*"
     email = f"(?:[!-?A-~]{{1,64}}@){'?' if constraint else ''}{host}"
     uri = host if constraint else "[A-Za-z][A-Za-z0-9+.-]*:[!-~]+"
-    forms = {"DNS": host, "IP": "[0-9A-Fa-f:./]+", "URI": uri, "email": email}
-    if kind not in forms or (only and kind != only):
-        raise ValueError(f"{item!r} does not begin with {only or 'DNS:, IP:, URI: or email'}:")
-    if not re.fullmatch(forms[kind], value):
+    if not re.fullmatch({"DNS": host, "URI": uri, "email": email}[kind], value):
         raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
-    if kind == "IP":
-        return x509.IPAddress(ipaddress.ip_network(value) if constraint else ipaddress.ip_address(value))
     if kind == "DNS":
         return x509.DNSName(value)
     return x509.RFC822Name(value) if kind == "email" else x509.UniformResourceIdentifier(value)
 
 
-PHRASES: dict[str, bytes] = {}  # by environment variable, once they were needed
+PHRASES: dict[str, str] = {}  # by environment variable, once they were asked for
 
 
 def pass_phrase(variable: str, new: bool = False) -> bytes:
     """Return a pass phrase from the environment, or ask, twice for a new key. Raises Fault."""
-    if variable not in PHRASES:
-        phrase = os.fsencode(os.environ[variable] if variable in os.environ else ask(variable, new))
-        if not 0 < len(phrase) < 1024:  # OpenSSL's PEM_BUFSIZE
-            raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
-        PHRASES[variable] = phrase
-    return PHRASES[variable]
-
-
-def ask(variable: str, new: bool) -> str:
-    """Read a pass phrase from the terminal, without echo. Raises Fault."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR))
-        for _ in range(2):
+    phrase = PHRASES.get(variable, os.environ.get(variable))
+    if phrase is None:
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR))
             phrase = getpass.getpass(f"Enter pass phrase ({variable}): ")
-            if not new or phrase == getpass.getpass(f"Verifying - enter it again ({variable}): "):
-                return phrase
-            print("The two differ.", file=sys.stderr)
-    except (OSError, EOFError):
-        raise Fault(f"{variable} is not set, and no terminal answers: set it") from None
-    raise Fault(f"{variable}: the two pass phrases differed twice")
+            again = getpass.getpass(f"Verifying - enter it again ({variable}): ") if new else phrase
+        except (OSError, EOFError):
+            raise Fault(f"{variable} is not set, and no terminal answers: set it") from None
+        if phrase != again:
+            raise Fault(f"{variable}: the two pass phrases differ: run again")
+        PHRASES[variable] = phrase
+    if not 0 < len(os.fsencode(phrase)) < 1024:  # OpenSSL's PEM_BUFSIZE
+        raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
+    return os.fsencode(phrase)
+
+
+SAID: set[tuple[str, str]] = set()
 
 
 def complain(kind: str, problem: object) -> None:
-    """Print an error or a warning as one line on standard error."""
+    """Print an error or a warning as one line on standard error, and none twice."""
     if isinstance(problem, OSError):
         problem = f"{problem.filename}: {problem.strerror}"
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(problem))
-    print(f"{SCRIPT}: {kind}: {line}", file=sys.stderr, flush=True)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{SCRIPT}: {kind}: {problem}")
+    if (kind, line) not in SAID:
+        print(line, file=sys.stderr, flush=True)
+    SAID.add((kind, line))
 
 
 def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
@@ -392,6 +370,11 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
         return loaded
     except (ValueError, UnsupportedAlgorithm):
         raise Fault(f"{path}: is damaged, or not what its name says") from None
+
+
+def is_due(begins: datetime, ends: datetime) -> bool:
+    """Return whether a certificate or list is in the last third of its life, or past it."""
+    return ends - (ends - begins) / 3 < NOW
 
 
 def load_lists(data: bytes) -> list[RevocationList]:
@@ -411,36 +394,24 @@ def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
         os.mkdir(place, 0o700)
     for name, data in files.items():
         path, part = f"{place}/{name}", f"{place}/.{name}.part"
-        if name in holds and Path(path).read_bytes() == data:
-            continue
-        mode = 0o600 if name == "key.pem" else 0o644  # from the first moment on
-        try:
-            with open(part, "xb", opener=partial(os.open, mode=mode)) as file:
-                file.write(data)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None  # ENOSPC has no name
-        os.rename(part, path)
+        if name not in holds or Path(path).read_bytes() != data:
+            mode = 0o600 if name == "key.pem" else 0o644  # from the first moment on
+            try:
+                with open(part, "xb", opener=partial(os.open, mode=mode)) as file:
+                    file.write(data)
+            except OSError as error:  # ENOSPC has no name
+                raise OSError(error.errno, error.strerror, f"{folder}/{name}") from None
+            os.rename(part, path)
     if not holds:
         os.rename(place, folder)  # over nothing, or an empty folder; never over a link
-
-
-def held(folder: str) -> set[str]:
-    """Return the names of what a folder holds, cleared of what a killed run left there."""
-    names = set(os.listdir(folder)) if os.path.lexists(folder) else set()
-    for name in [name for name in names if re.fullmatch("[.].+[.]part", name)]:
-        path = os.path.join(folder, name)
-        is_folder = os.path.isdir(path) and not os.path.islink(path)
-        shutil.rmtree(path) if is_folder else os.unlink(path)
-        names.remove(name)
-    return names
 
 
 def key_type(path: str, key: Any) -> str:
     """Return a public key's type as the configuration spells it. Raises Fault for a weak one."""
     name = type(key).__name__.removesuffix("PublicKey").lower().replace("mldsa", "ml-dsa-")
-    if isinstance(key, rsa.RSAPublicKey):
-        name = f"rsa:{key.key_size}"
-    elif isinstance(key, ec.EllipticCurvePublicKey):
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
+        return f"rsa:{key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
         name = f"ec:{key.curve.name.replace('secp256r1', 'prime256v1')}"
     if name not in KEY_TYPES:
         raise Fault(f"{path}: its key, {name}, is too weak or of a type that can't be used here")
@@ -453,154 +424,188 @@ def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject)
 
 
-class Folder:
-    """An entry's folder on its way to being verified; a CA's stays for those that it issues."""
+@dataclass
+class Entry:
+    """What the configuration says of one folder, and, once it is visited, what stands there."""
 
-    certificate: x509.Certificate
-    chain: list[x509.Certificate]  # its certificate, then its issuers'; the trust anchor's is last
-    lists: list[RevocationList]  # a CA's own, then its issuers'; empty if one has none
-    cross: bytes  # the trust anchor's cross.pem
+    name: str
+    where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
+    is_ca: bool
+    issuer: str | None  # None: self-signed
+    passphrase: str | None  # the environment variable; None: the key is not encrypted
+    fields: dict[str, str]  # as they stand, by path, such as subject.commonName
+    subject: x509.Name
+    times: dict[str, datetime]  # notBefore, notAfter, nextUpdate, in UTC
+    extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
+    certificate: x509.Certificate = attribute(init=False)
+    chain: list[x509.Certificate] = attribute(init=False)  # it, its issuers; the trust anchor's is last
+    cross: bytes = attribute(init=False)  # the trust anchor's cross.pem
+    files: dict[str, bytes] = attribute(default_factory=dict)  # what the folder shall hold
+    lists: list[RevocationList] = attribute(default_factory=list)  # its own, its issuers'; empty if one lacks
+    revoked: dict[int, x509.RevokedCertificate] = attribute(default_factory=dict)  # on its own list
 
-    def __init__(self, keys: str, entry: Entry, issuer: Folder | None) -> None:
-        self.entry, self.issuer = entry, issuer
-        self.above = issuer.chain if issuer else []
-        self.depth: int = issuer.depth + 1 if issuer else 0
-        self.path = os.path.join(keys, entry.name)
-        self.holds = held(self.path)
-        self.issued = held(f"{self.path}/issued")
-        self.files: dict[str, bytes] = {}  # what it shall hold
-        self.key: PrivateKey | None = None  # None: not at hand, or nothing needs it
-
-    def visit(self, needs_key: bool) -> None:
-        """Keep or make everything, verify it, and write what is new. Raises Fault, OSError."""
-        if not self.holds:
-            self.make_key()
-        elif os.path.exists(f"{self.path}/key.pem"):  # no link to a stick that is elsewhere
-            self.load_key(needs_key)
-        path, above = f"{self.path}/cert.pem", self.issuer
-        if "cert.pem" in self.holds:
-            self.certificate = read_pem(path, x509.load_pem_x509_certificate)
+    def visit(self, keys: str, above: Entry | None, options: argparse.Namespace) -> None:
+        """Keep, make or renew everything, verify it, and write what is new. Raises Fault, OSError."""
+        self.path, self.above = os.path.join(keys, self.name), above
+        self.issuers = above.chain if above else []
+        path = f"{self.path}/cert.pem"
+        self.holds = {*os.listdir(self.path)} if os.path.lexists(self.path) else set()
+        self.issued = {*os.listdir(f"{self.path}/issued")} if "issued" in self.holds else set()
+        self.state = "kept" if "cert.pem" in self.holds else "made"
+        if self.state == "made":
+            self.certificate = self.certify(self.requested_key())
         else:
-            self.certificate = self.certify()
-            self.files["cert.pem"] = pem(self.certificate)
-        self.compare(path)
-        self.chain = [self.certificate, *self.above]
-        self.lists = above.lists if above else []
+            self.certificate = read_pem(path, x509.load_pem_x509_certificate)
+            self.match(path)
+            self.due = is_due(self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc)
+            wanted = self.name in (options.renew or []) or (options.renew == [] and self.due)
+            if wanted and not self.is_revoked:
+                self.renew(path)
+        self.chain = [self.certificate, *self.issuers]
         self.cross = above.cross if above else self.read_cross()
-        if self.entry.is_ca:
-            own = self.own_list()
-            self.files |= {} if own is None else {"crl.pem": pem(own)}
-            self.lists = [] if own is None or (above and not above.lists) else [own, *self.lists]
-        elif self.lists:
-            self.files["crl.pem"] = pem(*self.lists)
+        lists = above.lists if above else []
+        own = self.own_list(options) if self.is_ca else lists
+        self.files |= {"crl.pem": pem(*own)} if own else {}
+        self.lists = [*own, *lists] if own and (lists or not above) else []
+        if {"crl.pem"} <= self.holds & self.files.keys():  # whatever fails below, revocations spread
+            write(self.path, {"crl.pem": self.files["crl.pem"]}, self.holds)
+        if self.name in options.revoke and self.is_revoked:
+            self.state = "revoked"
+            return
         (above or self).verify(path, self.certificate)
+        self.compare(path)
+        if self.state != "kept":
+            self.files["cert.pem"] = pem(self.certificate)
         self.files["fullchain.pem"] = pem(*self.chain[:-1] or self.chain) + self.cross
         self.files["ca.pem"] = pem(self.chain[-1])
-        record = f"{self.entry.name}-{self.certificate.serial_number:X}.pem"
+        record = f"{self.name}-{self.certificate.serial_number:X}.pem"
         if above and record not in above.issued:  # before the certificate goes anywhere else
             write(f"{above.path}/issued", {record: pem(self.certificate)}, above.issued)
             above.issued.add(record)
         write(self.path, self.files, self.holds)
 
-    def make_key(self) -> None:
-        """Make a key: PKCS#8, with a cipher PBES2 and AES-256-CBC (RFC 8018). Raises Fault."""
-        how: serialization.KeySerializationEncryption = serialization.NoEncryption()
-        if self.entry.passphrase:
-            phrase = pass_phrase(self.entry.passphrase, new=True)
-            how = serialization.BestAvailableEncryption(phrase)
-        key = self.key = KEY_TYPES[self.entry.fields["key"]]()
-        self.files["key.pem"] = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, how)
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the issuer's list has the certificate."""
+        return self.above is not None and self.certificate.serial_number in self.above.revoked
 
-    def load_key(self, needed: bool) -> None:
-        """Load the key, unless that takes a pass phrase that nothing needs. Raises Fault."""
-        path, variable = f"{self.path}/key.pem", self.entry.passphrase
-        if "csr.pem" in self.holds and "cert.pem" not in self.holds and self.issuer:
-            needed = self.issuer.key is not None
+    @cached_property
+    def key(self) -> Any:
+        """The private key, new in a new folder; None: it is elsewhere. Raises Fault, OSError."""
+        path, variable = f"{self.path}/key.pem", self.passphrase
+        if not self.holds:
+            how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+            if variable:
+                how = serialization.BestAvailableEncryption(pass_phrase(variable, new=True))
+            key = KEY_TYPES[self.fields["key"]]()
+            self.files["key.pem"] = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, how)
+            return key
+        if not os.path.exists(path):  # perhaps a link to a stick that is not here
+            return None
         data = Path(path).read_bytes()
-        encrypted = b"ENCRYPTED" in data
-        if os.stat(path).st_mode & 0o077:
-            complain("warning", f"{path}: not for its owner only: chmod 600 {path}")
-        needed = needed or not self.holds & {"cert.pem", "csr.pem"}
-        needed = needed or (self.entry.is_ca and not self.holds & {"crl.pem", "csr.pem"})
-        if encrypted and not needed and not {variable} & {*os.environ, *PHRASES}:
-            return
-        if encrypted and not variable:
-            raise Fault(f"{path}: is encrypted, and its entry has no cipher")
-        phrase = pass_phrase(variable) if encrypted and variable else None
+        phrase = pass_phrase(variable) if variable and b"ENCRYPTED" in data else None
         try:
-            key: Any = serialization.load_pem_private_key(data, phrase)
+            return serialization.load_pem_private_key(data, phrase)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise Fault(f"{path}: the pass phrase is wrong, or the file is damaged") from None
-        key_type(path, key.public_key())
-        self.key = key
+            raise Fault(f"{path}: is damaged, or its pass phrase is wrong or not configured") from None
+
+    @property
+    def locked(self) -> bool:
+        """Whether someone would have to be asked for the key's pass phrase."""
+        path, variable = f"{self.path}/key.pem", self.passphrase
+        asks = variable not in {*os.environ, *PHRASES}
+        return asks and os.path.exists(path) and b"ENCRYPTED" in Path(path).read_bytes()
 
     def sign(self, builder: Any) -> Any:
-        """Sign a certificate, request or list with this folder's key."""
-        key: Any = self.key
-        digest = getattr(hashes, self.entry.fields.get("digest", "sha256").upper())()
-        without = key_type(self.path, key.public_key()).startswith(WITHOUT_DIGEST)
-        return builder.sign(key, None if without else digest)
+        """Sign a certificate, request or list with this folder's key. Raises Fault."""
+        digest = getattr(hashes, self.fields.get("digest", "sha256").upper())()
+        hashes_first = isinstance(self.key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey))
+        return builder.sign(self.key, digest if hashes_first else None)
 
-    def certify(self) -> x509.Certificate:
-        """Return a certificate for the folder's request or key. Raises Fault, OSError."""
-        path, signer = f"{self.path}/csr.pem", self.issuer or self
-        if "csr.pem" in self.holds:
-            request = read_pem(path, x509.load_pem_x509_csr)
-        elif self.key is not None:
-            request = self.sign(x509.CertificateSigningRequestBuilder(self.entry.subject))
-        else:
-            raise Fault(f"{self.path}: has no key.pem, csr.pem or cert.pem: rm -r {self.path}")
-        key = request.public_key()
-        key_type(path, key)
+    def requested_key(self) -> Any:
+        """Return the public key of the request, which proves possession, or of key.pem. Raises Fault."""
+        path = f"{self.path}/csr.pem"
+        if "csr.pem" not in self.holds:
+            if self.key is None:
+                raise Fault(f"{self.path}: has no key.pem or csr.pem: put one there, or rm -r {self.path}")
+            return self.key.public_key()
+        request = read_pem(path, x509.load_pem_x509_csr)
         if not request.is_signature_valid:
             raise Fault(f"{path}: its signature is wrong: its maker did not have the key")
+        return request.public_key()
+
+    def certify(self, key: Any) -> x509.Certificate:
+        """Return a new certificate for a public key, by the issuer's. Raises Fault, OSError."""
+        path, signer = f"{self.path}/csr.pem", self.above or self
+        key_type(path, key)
+        for record in signer.records([self.name]) if signer.revoked else []:
+            if record.serial_number in signer.revoked and record.public_key() == key:
+                raise Fault(f"{self.path}: is revoked: rm -r {self.path}, and run again for a new key")
         if signer.key is None:
-            if "csr.pem" not in self.holds:
+            if "csr.pem" not in self.holds and self.key is not None:
+                request = self.sign(x509.CertificateSigningRequestBuilder(self.subject))
                 write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
             raise Fault(f"{path}: have {signer.path} sign it, put cert.pem beside it, and run again")
-        ends = [self.entry.times["notAfter"], *(ca.not_valid_after_utc for ca in self.above)]
-        issuer = self.above[0].subject if self.above else self.entry.subject
+        ends = [self.times["notAfter"], *(ca.not_valid_after_utc for ca in self.issuers)]
+        issuer = self.issuers[0].subject if self.issuers else self.subject
         builder = (
-            x509.CertificateBuilder(issuer, self.entry.subject, key)
+            x509.CertificateBuilder(issuer, self.subject, key)
             .serial_number(x509.random_serial_number())  # 159 random bits
-            .not_valid_before(self.entry.times["notBefore"])
+            .not_valid_before(self.times["notBefore"])
             .not_valid_after(min(ends))
         )
         for value, critical in self.profile(key):
             builder = builder.add_extension(value, critical)
         return cast(x509.Certificate, signer.sign(builder))
 
+    def renew(self, path: str) -> None:
+        """Replace the certificate by a new one for the same key; if that fails, it stays in force."""
+        try:
+            if self.is_ca and self.certificate.subject != self.subject:
+                raise Fault(f"{path}: its children name this subject, not that of {self.where}")
+            renewed = self.certify(self.certificate.public_key())
+            if self.above:
+                self.above.verify(path, renewed)
+            self.certificate, self.state = renewed, "renewed"
+        except (Fault, OSError) as error:
+            complain("error", error)
+
     def profile(self, key: Any) -> Iterator[tuple[x509.ExtensionType, bool]]:
         """Yield the extensions that a certificate for a key has, and whether they are critical."""
         own = x509.SubjectKeyIdentifier.from_public_key(key)
         above = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-        if self.issuer:
-            above = key_identifier(self.issuer.certificate)
-        for name, (value, critical) in self.entry.extensions.items():
+        if self.above:
+            above = key_identifier(self.above.certificate)
+        for name, (value, critical) in self.extensions.items():
             if value is None:
                 value = own if name == "subjectKeyIdentifier" else above
             yield value, critical
 
-    def compare(self, path: str) -> None:
-        """Compare the certificate with key, request and configuration. Raises Fault, OSError."""
-        certificate = self.certificate
-        public: Any = certificate.public_key()
-        if self.key is not None and self.key.public_key() != public:
+    def match(self, path: str) -> None:
+        """Have the certificate match key and request. Raises Fault, OSError."""
+        public: Any = self.certificate.public_key()
+        key_type(path, public)
+        if not self.locked and self.key is not None and self.key.public_key() != public:
             raise Fault(f"{path}: is for another key than {self.path}/key.pem")
-        if "csr.pem" in self.holds:
-            request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
-            if request.public_key() != public:
-                raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
-        found = {(e.oid, e.critical, e.value.public_bytes()) for e in certificate.extensions}
-        wanted = {(v.oid, critical, v.public_bytes()) for v, critical in self.profile(public)}
-        differs = sorted({oid._name for oid, _, _ in found ^ wanted} - {"authorityKeyIdentifier"})
-        differs += ["key type"] * (key_type(path, public) != self.entry.fields["key"])
-        differs += ["subject"] * (certificate.subject != self.entry.subject)
-        if what := ", ".join(differs):
-            complain("warning", f"{path}: kept, but {self.entry.where} has another {what}")
-        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if "cert.pem" in self.holds and ends - (ends - begins) / 3 < NOW < ends:
-            complain("warning", f"{path}: in the last third of its life, which ends on {ends:%F}")
+        if "csr.pem" in self.holds and self.requested_key() != public:
+            raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
+
+    def compare(self, path: str) -> None:
+        """Warn of what is not as the configuration says, and of a life that is nearly over."""
+        public: Any = self.certificate.public_key()
+        found = {(e.oid._name, e.critical, e.value.public_bytes()) for e in self.certificate.extensions}
+        wanted = {(v.oid._name, critical, v.public_bytes()) for v, critical in self.profile(public)}
+        differs = {name for name, _, _ in found ^ wanted} - {"authorityKeyIdentifier"}
+        differs |= {"key type"} if key_type(path, public) != self.fields["key"] else set()
+        differs |= {"subject"} if self.certificate.subject != self.subject else set()
+        if differs:
+            complain("warning", f"{path}: {self.where} has another {', '.join(sorted(differs))}")
+        if self.state == "kept" and self.due:
+            ends = f"{self.certificate.not_valid_after_utc:%F}"
+            complain("warning", f"{path}: in the last third of its life, which ends on {ends}: --renew it")
+        key = f"{self.path}/key.pem"
+        if os.path.exists(key) and os.stat(key).st_mode & 0o077:
+            complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
 
     def read_cross(self) -> bytes:
         """Return the higher CA's certificate for this trust anchor, if any. Raises Fault."""
@@ -613,35 +618,56 @@ class Folder:
             raise Fault(f"{path}: is no higher CA's certificate for {self.path}'s name and key")
         return pem(cross)
 
-    def own_list(self) -> RevocationList | None:
-        """Keep, refresh, restore or begin a CA's list (RFC 5280, section 5). Raises Fault."""
-        path, ca = f"{self.path}/crl.pem", self.certificate
-        public: Any = ca.public_key()
-        places = [path]
-        if "crl.pem" not in self.holds:  # the nodes have copies of it
-            places = [str(copy) for copy in Path(self.path).parent.glob("*/crl.pem")]
-        numbered = {
-            each.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number: each
-            for place in places
-            for each in read_pem(place, load_lists)
-            if each.issuer == ca.subject and each.is_signature_valid(public)
-        }
-        number = max(numbered, default=0)
-        own: RevocationList | None = numbered.get(number)
-        if own is None and (self.issued or "crl.pem" in self.holds):
-            raise Fault(f"{path}: is lost, or not this CA's own: put back the newest there is")
-        last = ca.not_valid_after_utc
-        if own is not None:
+    def newest_list(self) -> tuple[int, RevocationList | None]:
+        """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
+        path, ca, kept = f"{self.path}/crl.pem", self.certificate, "crl.pem" in self.holds
+        number, newest, place = 0, None, ""
+        copies = {x.read_bytes(): str(x) for x in Path(self.path).parent.glob("*/crl.pem") if x.is_file()}
+        for copy in [*[path] * kept, *copies.values()]:
+            try:
+                for each in read_pem(copy, load_lists):
+                    if each.issuer == ca.subject and each.is_signature_valid(cast(Any, ca.public_key())):
+                        found = each.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+                        if newest is None or found > number:
+                            number, newest, place = found, each, copy
+            except Fault:
+                if copy == path or not kept:  # what is damaged of a node's is written anew
+                    raise
+        if kept and place != path:
+            raise Fault(f"{path}: is not this CA's newest list: rm {path}, and run again to restore it")
+        if newest is None and self.issued:
+            raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
+        return number, newest
+
+    def own_list(self, options: argparse.Namespace) -> list[RevocationList]:
+        """Keep, extend, refresh or begin a CA's list (RFC 5280, section 5). Raises Fault, OSError."""
+        path, ca, last = f"{self.path}/crl.pem", self.certificate, self.certificate.not_valid_after_utc
+        number, own = self.newest_list()
+        self.revoked = {} if own is None else {each.serial_number: each for each in own}
+        named = [x for x in self.records(options.revoke) if x.not_valid_after_utc > NOW]
+        added = [x.serial_number for x in named if x.serial_number not in self.revoked]
+        if own is not None and not added:
             ends = own.next_update_utc or last
-            fresh = ends - (ends - own.last_update_utc) / 3 > NOW
-            if fresh or last <= NOW or (self.key is None and ends > NOW):
-                return own
-            if self.key is None:
-                raise Fault(f"{path}: has expired; the next one takes {self.path}/key.pem")
-        if self.key is None:
+            if last <= NOW or not is_due(own.last_update_utc, ends):
+                return [own]
+            if self.locked or self.key is None:
+                if ends <= NOW:
+                    raise Fault(f"{path}: has expired: the next one takes {self.path}/key.pem")
+                complain("warning", f"{path}: ends on {ends:%F}: the next one takes {self.path}/key.pem")
+                return [own]
+        if self.key is None and own is None:
             complain("warning", f"{path}: is missing: no node below can check who is revoked")
-            return None
-        ends = min(self.entry.times.get("nextUpdate", last), last)
+            return []
+        if self.key is None:
+            complain("error", f"{path}: stays as it is: to revoke takes {self.path}/key.pem")
+            return [own] if own else []
+        for serial in added:
+            entry = x509.RevokedCertificateBuilder(serial, NOW)
+            if options.reason != "unspecified":  # is left out instead (RFC 5280, 5.3.1)
+                reason = x509.ReasonFlags(options.reason or "cessationOfOperation")
+                entry = entry.add_extension(x509.CRLReason(reason), False)
+            self.revoked[serial] = entry.build()
+        ends = min(self.times.get("nextUpdate", last), last)
         builder = (  # begins a little in the past, for clocks that are behind
             x509.CertificateRevocationListBuilder(ca.subject)
             .last_update(max(ca.not_valid_before_utc, NOW - min(timedelta(days=1), (ends - NOW) / 12)))
@@ -649,53 +675,50 @@ class Folder:
             .add_extension(x509.CRLNumber(number + 1), False)
             .add_extension(key_identifier(ca), False)
         )
-        for revoked in [] if own is None else own:
-            builder = builder.add_revoked_certificate(revoked)
-        return cast(RevocationList, self.sign(builder))
+        for each in self.revoked.values():
+            builder = builder.add_revoked_certificate(each)
+        return [self.sign(builder)]
 
-    @cached_property
-    def store(self) -> crypto.X509Store:
-        """What OpenSSL verifies this CA's children by: the anchor, all lists, strict mode."""
-        store = crypto.X509Store()
-        store.add_cert(crypto.X509.from_cryptography(self.chain[-1]))
-        for each in self.lists:
-            store.add_crl(each)
-        store.set_flags(X509_STRICT | (CRL_CHECK if self.lists else 0))
-        return store
+    def records(self, names: list[str]) -> list[x509.Certificate]:
+        """Return all that this CA issued under some names. Raises Fault, OSError."""
+        paths = [f"{self.path}/issued/{x}" for x in sorted(self.issued) if x.rpartition("-")[0] in names]
+        return [read_pem(path, x509.load_pem_x509_certificate) for path in paths]
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify what this CA signed, up to the trust anchor. Raises Fault."""
         algorithm = certificate.signature_hash_algorithm
         if algorithm is not None and algorithm.name in ("md5", "sha1"):
             raise Fault(f"{path}: is signed with {algorithm.name}, which can be forged")
-        between = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
+        leaf, *between, anchor = map(crypto.X509.from_cryptography, [certificate, *self.chain])
+        store = crypto.X509Store()
+        store.add_cert(anchor)
+        for each in self.lists:
+            store.add_crl(each)
+        store.set_flags(X509_STRICT | (CRL_CHECK if self.lists else 0))
         try:
-            crypto.X509StoreContext(
-                self.store, crypto.X509.from_cryptography(certificate), between
-            ).verify_certificate()
+            crypto.X509StoreContext(store, leaf, between).verify_certificate()
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
-            raise Fault(f"{path}: {error} ({whose}); to replace it, rm -r {os.path.dirname(path)}") from None
+            how = "--renew it" if "expired" in str(error) else f"rm -r {os.path.dirname(path)}, and run again"
+            raise Fault(f"{path}: {error} ({whose}); {how}") from None
 
     def line(self) -> str:
         """Return what a person reads of it, indented as in the tree."""
-        state, key = "kept" if "cert.pem" in self.holds else "made", self.certificate.public_key()
-        by, ends = self.entry.issuer or "itself", self.certificate.not_valid_after_utc
-        note = f", with {by}" if state == "made" and ends < self.entry.times["notAfter"] else ""
-        name = "  " * self.depth + self.entry.name
-        return f"{name:16}  {state}  {key_type(name, key):13}  by {by:10}  until {ends:%F}{note}"
+        by, ends = self.issuer or "itself", self.certificate.not_valid_after_utc
+        note = f", with {by}" if self.state in ("made", "renewed") and ends < self.times["notAfter"] else ""
+        note += f", {len(self.revoked)} revoked" if self.revoked else ""
+        name, key = "  " * len(self.issuers) + self.name, self.certificate.public_key()
+        return f"{name:16}  {self.state:7}  {key_type(name, key):13}  by {by:10}  until {ends:%F}{note}"
 
 
-def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
+def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> int:
     """Visit every entry, the issuers first; return the exit status. Raises Fault, OSError."""
-    signers = {e.issuer for e in entries.values() if not os.path.exists(f"{keys}/{e.name}/cert.pem")}
-    begun: set[str | None] = {None}  # what is made from nothing
-    for name, entry in entries.items():
-        above_is_there = os.path.exists(f"{keys}/{entry.issuer}/cert.pem")
-        if not os.path.lexists(f"{keys}/{name}") and (entry.issuer in begun or above_is_there):
-            begun.add(name)
-            if entry.passphrase:  # ask before anything is written, not in the midst of it
-                pass_phrase(entry.passphrase, new=True)
+    issued = {x.name.rpartition("-")[0] for ca in entries for x in Path(keys, ca, "issued").glob("*.pem")}
+    for name in {*(options.renew or [])} - {*entries} | {*options.revoke} - issued:
+        raise ConfigurationError(f"{name}: there is no such entry, or no certificate of that name")
+    if not os.path.lexists(keys):  # ask before anything is written, not in the midst of it
+        for variable in filter(None, [entry.passphrase for entry in entries.values()]):
+            pass_phrase(variable, new=True)
     os.makedirs(keys, 0o700, exist_ok=True)
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)  # ends with this process, however it ends
     try:
@@ -703,29 +726,32 @@ def walk(keys: str, entries: dict[str, Entry], quiet: bool) -> int:
     except BlockingIOError:
         print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
-    held(keys)
-    authorities: dict[str | None, Folder] = {}
+    for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):  # what a killed run left
+        for part in Path(keys).glob(pattern):
+            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
     failed: dict[str | None, str] = {}  # by name: the entry whose failure it hangs under
     for count, (name, entry) in enumerate(entries.items(), 1):
-        if entry.issuer in failed:
-            failed[name] = failed[entry.issuer]
+        above, cause = entries.get(entry.issuer or ""), failed.get(entry.issuer)
+        if cause and not (above and above.lists and os.path.exists(f"{keys}/{name}/cert.pem")):
+            failed[name] = cause
             continue
         try:
-            folder = Folder(keys, entry, authorities.get(entry.issuer))
-            folder.visit(needs_key=name in signers)
+            entry.visit(keys, above, options)
         except (Fault, OSError, ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
-            complain("error", error if isinstance(error, (Fault, OSError)) else f"{keys}/{name}: {error}")
-            failed[name] = name
-            continue
-        if entry.is_ca:
-            authorities[name] = folder
-        if not quiet:
-            print(f"[{count}/{len(entries)}] " * (len(entries) > 9) + folder.line(), flush=True)
+            failed[name] = cause or name
+            if not cause:
+                complain("error", error if isinstance(error, (Fault, OSError)) else f"{keys}/{name}: {error}")
+        else:
+            if entry.state == "revoked":
+                failed[name] = name
+            if not options.quiet:
+                print(f"[{count}/{len(entries)}] " * (len(entries) > 9) + entry.line(), flush=True)
     for name, number in Counter(failed.values()).items():
         if number > 1:
-            complain("error", f"{keys}: left alone: {number - 1} below {name}, which failed")
+            kind = "warning" if name in options.revoke else "error"
+            complain(kind, f"{keys}: left alone: {number - 1} below {name}, which failed or is revoked")
     os.sync()
-    return 1 if failed else 0
+    return int("error" in dict(SAID))
 
 
 def main() -> int:
@@ -733,12 +759,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("-c", "--config", default="sros_config.yml", help="the hierarchy (%(default)s)")
     parser.add_argument("-k", "--keys", default="keys", help="the folder of PEM files (%(default)s)")
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument("--renew", metavar="NAME", nargs="*", help="certify anew; no NAME: all that is due")
+    change.add_argument("--revoke", metavar="NAME", nargs="+", default=[], help="put on their issuer's list")
+    parser.add_argument("--reason", choices=REASONS, metavar="WHY", help="keyCompromise, … (RFC 5280, 5.3.1)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
+    if options.reason and not options.revoke:
+        parser.error("argument --reason: goes with --revoke")
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may leave early
     os.umask(0o022)  # the modes are chosen file by file
     try:
-        return walk(arguments.keys, read_configuration(arguments.config), arguments.quiet)
+        return walk(options.keys, read_configuration(options.config), options)
     except KeyboardInterrupt:
         return 130
     except (Fault, OSError) as error:
