@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from dataclasses import field as attribute
 from datetime import datetime, timedelta, timezone
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -30,10 +29,9 @@ import yaml
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa, types
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from OpenSSL import crypto
 
-PrivateKey = types.CertificateIssuerPrivateKeyTypes
 X509_STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
 CRL_CHECK = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
 RevocationList = x509.CertificateRevocationList
@@ -41,8 +39,9 @@ PEM = serialization.Encoding.PEM
 
 SCRIPT = "simple_key_generation.py"
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
-
-KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
+SAID: set[tuple[str, str]] = set()  # errors and warnings
+PHRASES: dict[str, str] = {}  # by environment variable, once they were asked for
+KEY_TYPES: dict[str, Callable[[], Any]] = {
     **{f"rsa:{n}": partial(rsa.generate_private_key, 65537, n) for n in range(2048, 8193, 8)},
     "ec:prime256v1": lambda: ec.generate_private_key(ec.SECP256R1()),
     "ec:secp384r1": lambda: ec.generate_private_key(ec.SECP384R1()),
@@ -51,7 +50,6 @@ KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
     "ed448": ed448.Ed448PrivateKey.generate,
     **{f"ml-dsa-{n}": getattr(mldsa, f"MLDSA{n}PrivateKey").generate for n in (44, 65, 87)},
 }
-WITHOUT_DIGEST = ("ed25519", "ed448", "ml-dsa-")  # the key types that hash by themselves
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 KEY_USAGES = [  # in the order of their bits
@@ -103,26 +101,21 @@ class ConfigurationError(Fault):
 
 
 class Loader(yaml.CSafeLoader):
-    """PyYAML's loader, less two things that it lets pass: fields twice, and recursive aliases."""
+    """PyYAML's loader, less what it lets pass: fields twice, recursive aliases, merges in any order."""
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Look at a mapping before its merges are resolved; raise MarkedYAMLError."""
         self.deep_construct = True  # makes PyYAML refuse recursive aliases
-        self.checked: set[yaml.Node] = set()
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Look at each mapping once, before its merges are resolved."""
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if node not in self.checked and len(set(names)) < len(names):
+        if len(set(names)) < len(names):
             name = Counter(names).most_common(1)[0][0]
             raise yaml.MarkedYAMLError(None, None, f"{name!r} stands twice", node.start_mark)
-        self.checked.add(node)
         for place, (key, value) in reversed([*enumerate(node.value)]):
             if key.value == "<<" and value is node:
                 raise yaml.MarkedYAMLError(None, None, "an anchor merges itself", node.start_mark)
             if key.value == "<<" and isinstance(value, yaml.SequenceNode):  # the first one wins
                 node.value[place : place + 1] = [(key, each) for each in reversed(value.value)]
-        super().flatten_mapping(node)
+        return cast(dict[Any, Any], super().construct_mapping(node, deep))
 
 
 @contextmanager
@@ -181,7 +174,7 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         if not isinstance(value, dict):
             raise ValueError("must be a mapping of fields to their values")
     texts: dict[str, str] = {}  # by path, such as subject.commonName
-    subject: list[x509.NameAttribute[str | bytes]] = []
+    names: list[x509.NameAttribute[str | bytes]] = []
     times = {"notBefore": NOW}
     extensions = {}
     for group, part in value.items():
@@ -198,7 +191,7 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
                 content = texts[group] = texts[path] = read_text(item, name, form)
                 if group == "subject":
                     oid = getattr(x509.NameOID, re.sub("([A-Z])", r"_\1", field).upper())
-                    subject.append(x509.NameAttribute(oid, content))
+                    names.append(x509.NameAttribute(oid, content))
                 elif group == "validity":
                     times[field] = read_time(field, content)
                 elif group == "extensions":
@@ -210,20 +203,17 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         raise ConfigurationError(f"{where}.{missing[0]}: is missing")
     if texts["key"] not in KEY_TYPES:
         raise ConfigurationError(f"{where}.key: {texts['key']} is not of 2048 to 8192 bits, by 8")
-    if "digest" in texts and texts["key"].startswith(WITHOUT_DIGEST):
+    if "digest" in texts and texts["key"].startswith(("ed", "ml-dsa")):
         raise ConfigurationError(f"{where}.digest: {texts['key']} signs without: un-set it with ~")
     if "nextUpdate" in times and not is_ca:
         raise ConfigurationError(f"{where}.validity.nextUpdate: only a CA has a revocation list")
     secret = texts["passphrase"] if "cipher" in texts else None
-    return Entry(
-        name, where, is_ca, texts.get("issuer"), secret, texts, x509.Name(subject), times, extensions
-    )
+    return Entry(name, where, is_ca, texts.get("issuer"), secret, texts, x509.Name(names), times, extensions)
 
 
 def read_time(field: str, value: str) -> datetime:
     """Return a timestamp, or an offset from now (a year has 365 days); else raise ValueError."""
-    offset = re.fullmatch("([+-]?[0-9]+)([hdwy])", value)
-    if offset:
+    if offset := re.fullmatch("([+-]?[0-9]+)([hdwy])", value):
         hours = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[offset[2]]
         moment = NOW + timedelta(hours=int(offset[1]) * hours)
     else:
@@ -327,9 +317,6 @@ def read_name(item: str, constraint: bool = False) -> x509.GeneralName:
     return x509.RFC822Name(value) if kind == "email" else x509.UniformResourceIdentifier(value)
 
 
-PHRASES: dict[str, str] = {}  # by environment variable, once they were asked for
-
-
 def pass_phrase(variable: str, new: bool = False) -> bytes:
     """Return a pass phrase from the environment, or ask, twice for a new key. Raises Fault."""
     phrase = PHRASES.get(variable, os.environ.get(variable))
@@ -346,9 +333,6 @@ def pass_phrase(variable: str, new: bool = False) -> bytes:
     if not 0 < len(os.fsencode(phrase)) < 1024:  # OpenSSL's PEM_BUFSIZE
         raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
     return os.fsencode(phrase)
-
-
-SAID: set[tuple[str, str]] = set()
 
 
 def complain(kind: str, problem: object) -> None:
@@ -437,18 +421,14 @@ class Entry:
     subject: x509.Name
     times: dict[str, datetime]  # notBefore, notAfter, nextUpdate, in UTC
     extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
-    certificate: x509.Certificate = attribute(init=False)
-    chain: list[x509.Certificate] = attribute(init=False)  # it, its issuers; the trust anchor's is last
-    cross: bytes = attribute(init=False)  # the trust anchor's cross.pem
-    files: dict[str, bytes] = attribute(default_factory=dict)  # what the folder shall hold
-    lists: list[RevocationList] = attribute(default_factory=list)  # its own, its issuers'; empty if one lacks
-    revoked: dict[int, x509.RevokedCertificate] = attribute(default_factory=dict)  # on its own list
+    lists: tuple[RevocationList, ...] = ()  # of a CA: its own, then its issuers'; none if one lacks
 
     def visit(self, keys: str, above: Entry | None, options: argparse.Namespace) -> None:
         """Keep, make or renew everything, verify it, and write what is new. Raises Fault, OSError."""
         self.path, self.above = os.path.join(keys, self.name), above
-        self.issuers = above.chain if above else []
-        path = f"{self.path}/cert.pem"
+        self.files: dict[str, bytes] = {}  # what the folder shall hold
+        self.revoked: dict[int, x509.RevokedCertificate] = {}  # by a CA's own list
+        path, self.issuers = f"{self.path}/cert.pem", above.chain if above else []
         self.holds = {*os.listdir(self.path)} if os.path.lexists(self.path) else set()
         self.issued = {*os.listdir(f"{self.path}/issued")} if "issued" in self.holds else set()
         self.state = "kept" if "cert.pem" in self.holds else "made"
@@ -456,25 +436,25 @@ class Entry:
             self.certificate = self.certify(self.requested_key())
         else:
             self.certificate = read_pem(path, x509.load_pem_x509_certificate)
-            self.match(path)
+        self.match(path)
+        if self.state == "kept":
             self.due = is_due(self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc)
-            wanted = self.name in (options.renew or []) or (options.renew == [] and self.due)
-            if wanted and not self.is_revoked:
+            if above and self.certificate.serial_number in above.revoked:
+                self.state = "revoked"
+            elif self.name in (options.renew or []) or (options.renew == [] and self.due):
                 self.renew(path)
-        self.chain = [self.certificate, *self.issuers]
-        self.cross = above.cross if above else self.read_cross()
-        lists = above.lists if above else []
+        self.chain: list[x509.Certificate] = [self.certificate, *self.issuers]  # the anchor is last
+        lists = above.lists if above else ()
         own = self.own_list(options) if self.is_ca else lists
         self.files |= {"crl.pem": pem(*own)} if own else {}
-        self.lists = [*own, *lists] if own and (lists or not above) else []
+        self.lists = (*own, *lists) if own and (lists or not above) else ()
         if {"crl.pem"} <= self.holds & self.files.keys():  # whatever fails below, revocations spread
             write(self.path, {"crl.pem": self.files["crl.pem"]}, self.holds)
-        if self.name in options.revoke and self.is_revoked:
-            self.state = "revoked"
+        if self.name in options.revoke and self.state == "revoked":
             return
         (above or self).verify(path, self.certificate)
         self.compare(path)
-        if self.state != "kept":
+        if self.state in ("made", "renewed"):
             self.files["cert.pem"] = pem(self.certificate)
         self.files["fullchain.pem"] = pem(*self.chain[:-1] or self.chain) + self.cross
         self.files["ca.pem"] = pem(self.chain[-1])
@@ -484,21 +464,15 @@ class Entry:
             above.issued.add(record)
         write(self.path, self.files, self.holds)
 
-    @property
-    def is_revoked(self) -> bool:
-        """Whether the issuer's list has the certificate."""
-        return self.above is not None and self.certificate.serial_number in self.above.revoked
-
     @cached_property
     def key(self) -> Any:
         """The private key, new in a new folder; None: it is elsewhere. Raises Fault, OSError."""
         path, variable = f"{self.path}/key.pem", self.passphrase
         if not self.holds:
-            how: serialization.KeySerializationEncryption = serialization.NoEncryption()
-            if variable:
-                how = serialization.BestAvailableEncryption(pass_phrase(variable, new=True))
+            phrase = pass_phrase(variable, new=True) if variable else None
+            cipher = serialization.BestAvailableEncryption(phrase) if phrase else serialization.NoEncryption()
             key = KEY_TYPES[self.fields["key"]]()
-            self.files["key.pem"] = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, how)
+            self.files["key.pem"] = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, cipher)
             return key
         if not os.path.exists(path):  # perhaps a link to a stick that is not here
             return None
@@ -524,14 +498,13 @@ class Entry:
 
     def requested_key(self) -> Any:
         """Return the public key of the request, which proves possession, or of key.pem. Raises Fault."""
-        path = f"{self.path}/csr.pem"
         if "csr.pem" not in self.holds:
             if self.key is None:
                 raise Fault(f"{self.path}: has no key.pem or csr.pem: put one there, or rm -r {self.path}")
             return self.key.public_key()
-        request = read_pem(path, x509.load_pem_x509_csr)
+        request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
         if not request.is_signature_valid:
-            raise Fault(f"{path}: its signature is wrong: its maker did not have the key")
+            raise Fault(f"{self.path}/csr.pem: its signature is wrong: its maker did not have the key")
         return request.public_key()
 
     def certify(self, key: Any) -> x509.Certificate:
@@ -582,13 +555,22 @@ class Entry:
             yield value, critical
 
     def match(self, path: str) -> None:
-        """Have the certificate match key and request. Raises Fault, OSError."""
-        public: Any = self.certificate.public_key()
+        """Have the certificate match key, request and the higher CA's. Raises Fault, OSError."""
+        public, key = cast(Any, self.certificate.public_key()), f"{self.path}/key.pem"
         key_type(path, public)
+        if os.path.exists(key) and os.stat(key).st_mode & 0o077:
+            complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
         if not self.locked and self.key is not None and self.key.public_key() != public:
-            raise Fault(f"{path}: is for another key than {self.path}/key.pem")
+            raise Fault(f"{path}: is for another key than {key}")
         if "csr.pem" in self.holds and self.requested_key() != public:
             raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
+        self.cross: bytes = self.above.cross if self.above else b""
+        if "cross.pem" in self.holds and not self.above:
+            cross = read_pem(f"{self.path}/cross.pem", x509.load_pem_x509_certificate)
+            same = (cross.subject, cross.public_key()) == (self.certificate.subject, public)
+            if not same or cross.issuer == self.certificate.subject:
+                raise Fault(f"{self.path}/cross.pem: is no higher CA's certificate for this name and key")
+            self.cross = pem(cross)
 
     def compare(self, path: str) -> None:
         """Warn of what is not as the configuration says, and of a life that is nearly over."""
@@ -603,20 +585,6 @@ class Entry:
         if self.state == "kept" and self.due:
             ends = f"{self.certificate.not_valid_after_utc:%F}"
             complain("warning", f"{path}: in the last third of its life, which ends on {ends}: --renew it")
-        key = f"{self.path}/key.pem"
-        if os.path.exists(key) and os.stat(key).st_mode & 0o077:
-            complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
-
-    def read_cross(self) -> bytes:
-        """Return the higher CA's certificate for this trust anchor, if any. Raises Fault."""
-        if "cross.pem" not in self.holds:
-            return b""
-        path, anchor = f"{self.path}/cross.pem", self.certificate
-        cross: x509.Certificate = read_pem(path, x509.load_pem_x509_certificate)
-        same = (cross.subject, cross.public_key()) == (anchor.subject, anchor.public_key())
-        if not same or cross.issuer == anchor.subject:
-            raise Fault(f"{path}: is no higher CA's certificate for {self.path}'s name and key")
-        return pem(cross)
 
     def newest_list(self) -> tuple[int, RevocationList | None]:
         """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
@@ -639,7 +607,7 @@ class Entry:
             raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
         return number, newest
 
-    def own_list(self, options: argparse.Namespace) -> list[RevocationList]:
+    def own_list(self, options: argparse.Namespace) -> tuple[RevocationList, ...]:
         """Keep, extend, refresh or begin a CA's list (RFC 5280, section 5). Raises Fault, OSError."""
         path, ca, last = f"{self.path}/crl.pem", self.certificate, self.certificate.not_valid_after_utc
         number, own = self.newest_list()
@@ -649,18 +617,18 @@ class Entry:
         if own is not None and not added:
             ends = own.next_update_utc or last
             if last <= NOW or not is_due(own.last_update_utc, ends):
-                return [own]
+                return (own,)
             if self.locked or self.key is None:
                 if ends <= NOW:
                     raise Fault(f"{path}: has expired: the next one takes {self.path}/key.pem")
                 complain("warning", f"{path}: ends on {ends:%F}: the next one takes {self.path}/key.pem")
-                return [own]
+                return (own,)
         if self.key is None and own is None:
             complain("warning", f"{path}: is missing: no node below can check who is revoked")
-            return []
+            return ()
         if self.key is None:
             complain("error", f"{path}: stays as it is: to revoke takes {self.path}/key.pem")
-            return [own] if own else []
+            return () if own is None else (own,)
         for serial in added:
             entry = x509.RevokedCertificateBuilder(serial, NOW)
             if options.reason != "unspecified":  # is left out instead (RFC 5280, 5.3.1)
@@ -677,7 +645,7 @@ class Entry:
         )
         for each in self.revoked.values():
             builder = builder.add_revoked_certificate(each)
-        return [self.sign(builder)]
+        return (self.sign(builder),)
 
     def records(self, names: list[str]) -> list[x509.Certificate]:
         """Return all that this CA issued under some names. Raises Fault, OSError."""
@@ -742,8 +710,7 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
             if not cause:
                 complain("error", error if isinstance(error, (Fault, OSError)) else f"{keys}/{name}: {error}")
         else:
-            if entry.state == "revoked":
-                failed[name] = name
+            failed |= {name: name} if entry.state == "revoked" else {}
             if not options.quiet:
                 print(f"[{count}/{len(entries)}] " * (len(entries) > 9) + entry.line(), flush=True)
     for name, number in Counter(failed.values()).items():
