@@ -712,7 +712,8 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
         else:
             failed |= {name: name} if entry.state == "revoked" else {}
             if not options.quiet:
-                print(f"[{count}/{len(entries)}] " * (len(entries) > 9) + entry.line(), flush=True)
+                place = f"[{count:{len(str(len(entries)))}}/{len(entries)}] " if len(entries) > 9 else ""
+                print(place + entry.line(), flush=True)
     for name, number in Counter(failed.values()).items():
         if number > 1:
             kind = "warning" if name in options.revoke else "error"
