@@ -447,9 +447,9 @@ class Entry:
         lists = above.lists if above else ()
         own = self.own_list(options) if self.is_ca else lists
         self.files |= {"crl.pem": pem(*own)} if own else {}
-        self.lists = (*own, *lists) if own and (lists or not above) else ()
         if {"crl.pem"} <= self.holds & self.files.keys():  # whatever fails below, revocations spread
             write(self.path, {"crl.pem": self.files["crl.pem"]}, self.holds)
+        self.lists = (*own, *lists) if own and (lists or not above) else ()
         if self.name in options.revoke and self.state == "revoked":
             return
         (above or self).verify(path, self.certificate)
@@ -603,7 +603,7 @@ class Entry:
                     raise
         if kept and place != path:
             raise Fault(f"{path}: is not this CA's newest list: rm {path}, and run again to restore it")
-        if newest is None and self.issued:
+        if newest is None and self.issued and os.path.exists(f"{self.path}/key.pem"):
             raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
         return number, newest
 
@@ -700,7 +700,8 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
     failed: dict[str | None, str] = {}  # by name: the entry whose failure it hangs under
     for count, (name, entry) in enumerate(entries.items(), 1):
         above, cause = entries.get(entry.issuer or ""), failed.get(entry.issuer)
-        if cause and not (above and above.lists and os.path.exists(f"{keys}/{name}/cert.pem")):
+        spreads = above is not None and above.lists and "crl.pem" in above.holds
+        if cause and not (spreads and os.path.exists(f"{keys}/{name}/cert.pem")):
             failed[name] = cause
             continue
         try:
@@ -714,10 +715,11 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
             if not options.quiet:
                 place = f"[{count:{len(str(len(entries)))}}/{len(entries)}] " if len(entries) > 9 else ""
                 print(place + entry.line(), flush=True)
-    for name, number in Counter(failed.values()).items():
-        if number > 1:
-            kind = "warning" if name in options.revoke else "error"
-            complain(kind, f"{keys}: left alone: {number - 1} below {name}, which failed or is revoked")
+    for name, n in Counter(failed.values()).items():
+        if n > 1:
+            complain(
+                "warning" if name in options.revoke else "error", f"{keys}: left alone: {n - 1} below {name}"
+            )
     os.sync()
     return int("error" in dict(SAID))
 
