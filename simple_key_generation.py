@@ -713,13 +713,11 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
         else:
             failed |= {name: name} if entry.state == "revoked" else {}
             if not options.quiet:
-                place = f"[{count:{len(str(len(entries)))}}/{len(entries)}] " if len(entries) > 9 else ""
-                print(place + entry.line(), flush=True)
-    for name, n in Counter(failed.values()).items():
-        if n > 1:
-            complain(
-                "warning" if name in options.revoke else "error", f"{keys}: left alone: {n - 1} below {name}"
-            )
+                print(f"[{count:2}/{len(entries)}] " * (len(entries) > 9) + entry.line(), flush=True)
+    for name, number in Counter(failed.values()).items():
+        if number > 1:
+            kind = "warning" if name in options.revoke else "error"
+            complain(kind, f"{keys}: left alone: {number - 1} below {name}, which failed or is revoked")
     os.sync()
     return int("error" in dict(SAID))
 
