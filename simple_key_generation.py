@@ -56,11 +56,8 @@ KEY_USAGES = [  # in the order of their bits
     *("digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment"),
     *("keyAgreement", "keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"),
 ]
-PURPOSES = {"serverAuth": 1, "clientAuth": 2, "codeSigning": 3, "emailProtection": 4, "timeStamping": 8}
-OIDS = {  # RFC 5280, 4.2.1.12 and 4.2.2.1
-    **{name: f"1.3.6.1.5.5.7.3.{number}" for name, number in {**PURPOSES, "OCSPSigning": 9}.items()},
-    **{"OCSP": "1.3.6.1.5.5.7.48.1", "caIssuers": "1.3.6.1.5.5.7.48.2"},
-}
+PKIX = {"serverAuth": "3.1", "clientAuth": "3.2", "codeSigning": "3.3", "emailProtection": "3.4"}
+PKIX |= {"timeStamping": "3.8", "OCSPSigning": "3.9", "OCSP": "48.1", "caIssuers": "48.2"}
 OID = "([01][.][0-3]?[0-9]|2[.][0-9]+)([.][0-9]+)+"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
@@ -77,7 +74,7 @@ FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RF
     "subject.emailAddress": "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}",
     "extensions.basicConstraints": "CA:TRUE|CA:FALSE|pathlen:[0-9]{1,4}",  # of each part, from here on
     "extensions.keyUsage": "|".join(KEY_USAGES),
-    "extensions.extendedKeyUsage": "|".join([*PURPOSES, "OCSPSigning", OID]),
+    "extensions.extendedKeyUsage": "|".join([*[*PKIX][:6], OID]),
     "extensions.subjectKeyIdentifier": "hash",
     "extensions.authorityKeyIdentifier": "keyid|keyid:always",
     "extensions.subjectAltName": "(DNS|IP|URI|email):.+",
@@ -181,9 +178,9 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
             path = f"{group}.{field}".rstrip(".")
             with at(f"{where}.{path}: {item!r}"):
-                other = re.fullmatch(f"extensions[.]{OID}", path) and field not in KNOWN_OIDS
+                is_oid = re.fullmatch(f"extensions[.]{OID}", path) and field not in KNOWN_OIDS
                 unset = item is None and group in ("subject", "validity", "extensions")
-                if path not in FORMS and not other and not unset:
+                if path not in FORMS and not is_oid and not unset:
                     raise ValueError(f"unknown field; there are {', '.join(FORMS)}, other OIDs")
                 if item is None:  # un-set
                     continue
@@ -296,8 +293,8 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
 
 
 def oid(item: str) -> x509.ObjectIdentifier:
-    """Return the object identifier of a name or a dotted one; else raise ValueError."""
-    return x509.ObjectIdentifier(OIDS.get(item, item))
+    """Return the object identifier of a name (RFC 5280, 4.2.1.12, 4.2.2.1) or a dotted one."""
+    return x509.ObjectIdentifier(f"1.3.6.1.5.5.7.{PKIX[item]}" if item in PKIX else item)
 
 
 def read_name(item: str, constraint: bool = False) -> x509.GeneralName:
@@ -503,9 +500,11 @@ class Entry:
                 raise Fault(f"{self.path}: has no key.pem or csr.pem: put one there, or rm -r {self.path}")
             return self.key.public_key()
         request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
-        if not request.is_signature_valid:
-            raise Fault(f"{self.path}/csr.pem: its signature is wrong: its maker did not have the key")
-        return request.public_key()
+        key = request.public_key()
+        spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        if not request.is_signature_valid or spki not in request.tbs_certrequest_bytes:
+            raise Fault(f"{self.path}/csr.pem: its signature is wrong or by SHA-1, or its key is RSA-PSS")
+        return key
 
     def certify(self, key: Any) -> x509.Certificate:
         """Return a new certificate for a public key, by the issuer's. Raises Fault, OSError."""
@@ -562,6 +561,10 @@ class Entry:
             complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
         if not self.locked and self.key is not None and self.key.public_key() != public:
             raise Fault(f"{path}: is for another key than {key}")
+        ext = {each.oid._name: each.value for each in self.certificate.extensions}
+        is_authority = getattr(ext.get("basicConstraints"), "ca", False) and "subjectKeyIdentifier" in ext
+        if self.is_ca and not is_authority:
+            raise Fault(f"{path}: is no CA's certificate: it takes CA:TRUE and a subjectKeyIdentifier")
         if "csr.pem" in self.holds and self.requested_key() != public:
             raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
         self.cross: bytes = self.above.cross if self.above else b""
@@ -583,21 +586,20 @@ class Entry:
         if differs:
             complain("warning", f"{path}: {self.where} has another {', '.join(sorted(differs))}")
         if self.state == "kept" and self.due:
-            ends = f"{self.certificate.not_valid_after_utc:%F}"
-            complain("warning", f"{path}: in the last third of its life, which ends on {ends}: --renew it")
+            complain("warning", f"{path}: due for --renew, ends on {self.certificate.not_valid_after_utc:%F}")
 
     def newest_list(self) -> tuple[int, RevocationList | None]:
         """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
         path, ca, kept = f"{self.path}/crl.pem", self.certificate, "crl.pem" in self.holds
-        number, newest, place = 0, None, ""
+        number, newest, place = -1, None, ""
         copies = {x.read_bytes(): str(x) for x in Path(self.path).parent.glob("*/crl.pem") if x.is_file()}
         for copy in [*[path] * kept, *copies.values()]:
             try:
                 for each in read_pem(copy, load_lists):
-                    if each.issuer == ca.subject and each.is_signature_valid(cast(Any, ca.public_key())):
-                        found = each.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-                        if newest is None or found > number:
-                            number, newest, place = found, each, copy
+                    found = max((getattr(x.value, "crl_number", 0) for x in each.extensions), default=0)
+                    mine = each.issuer == ca.subject and each.is_signature_valid(cast(Any, ca.public_key()))
+                    if mine and found > number:
+                        number, newest, place = found, each, copy
             except Fault:
                 if copy == path or not kept:  # what is damaged of a node's is written anew
                     raise
@@ -623,11 +625,9 @@ class Entry:
                     raise Fault(f"{path}: has expired: the next one takes {self.path}/key.pem")
                 complain("warning", f"{path}: ends on {ends:%F}: the next one takes {self.path}/key.pem")
                 return (own,)
-        if self.key is None and own is None:
-            complain("warning", f"{path}: is missing: no node below can check who is revoked")
-            return ()
         if self.key is None:
-            complain("error", f"{path}: stays as it is: to revoke takes {self.path}/key.pem")
+            what = "stays as it is" if added else "is missing, so no node below can check who is revoked"
+            complain("error" if added else "warning", f"{path}: {what}: it takes {self.path}/key.pem")
             return () if own is None else (own,)
         for serial in added:
             entry = x509.RevokedCertificateBuilder(serial, NOW)
@@ -640,7 +640,7 @@ class Entry:
             x509.CertificateRevocationListBuilder(ca.subject)
             .last_update(max(ca.not_valid_before_utc, NOW - min(timedelta(days=1), (ends - NOW) / 12)))
             .next_update(ends)
-            .add_extension(x509.CRLNumber(number + 1), False)
+            .add_extension(x509.CRLNumber(max(number, 0) + 1), False)
             .add_extension(key_identifier(ca), False)
         )
         for each in self.revoked.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Terminal, environment, run
+from conftest import DEADLINE, ROOT, Server, Terminal, environment, run
 
 README = (ROOT / "README.md").read_text()
 SECTIONS = dict(part.split("\n", 1) for part in README.split("\n## ")[1:])
@@ -39,14 +40,16 @@ COMMANDS = (
     "openssl s_client",
     "openssl verify",
     "nginx -p",
+    "cfssl serve",
+    "cfssl sign",
+    "--revoke client3",
     "pytest",
 )
 
 
 def command(marker: str) -> str:
-    """The shell block that a marker stands in."""
-    (found,) = [text for kind, text in BLOCKS if kind == "sh" and marker in text]
-    return found
+    """The first shell block that a marker stands in."""
+    return next(text for kind, text in BLOCKS if kind == "sh" and marker in text)
 
 
 def transcript(marker: str) -> str:
@@ -177,6 +180,43 @@ def test_nginx_serves_with_the_same_files(fresh: tuple[Path, str]) -> None:
     finally:
         os.killpg(nginx.pid, 15)
         nginx.communicate(timeout=DEADLINE)
+
+
+def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp_path: Path) -> None:
+    folder, port = tmp_path / "service", free_port()
+    shutil.copytree(fresh[0], folder, symlinks=True)
+    export = command("export SROS_PASSPHRASE")
+    service = subprocess.Popen(
+        ["bash", "-euc", f"{export}exec {command('cfssl serve').strip()} -port {port}"],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    server = Server("-k", "keys/server", cwd=folder)
+    try:
+        server.wait_for(lambda: answers(port))
+        text = command("cfssl sign").replace("localhost", f"localhost:{port}")
+        exchange = f"./simple_https_client.py --port {server.port} -k client3"
+        result = shell(folder, text.replace("./simple_https_client.py -k client3", exchange))
+        assert result.stdout == transcript("cfssl sign"), result.stderr
+        revoked = shell(folder, f"{export}{command('--revoke client3')}")
+        assert plain(revoked.stdout) == plain(transcript("--revoke client3")), revoked.stderr
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: "hello" not in shell(folder, exchange).stdout)
+        assert "certificate revoked" in shell(folder, exchange).stderr
+        assert "hello" in shell(folder, f"{export}{exchange.replace('client3', 'keys/client')}").stdout
+    finally:
+        os.killpg(service.pid, signal.SIGKILL)
+        service.wait(DEADLINE)
+        server.stop()
+
+
+def answers(port: int) -> bool:
+    """Whether someone listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def plain(text: str) -> str:
