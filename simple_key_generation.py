@@ -57,7 +57,7 @@ KEY_USAGES = [  # in the order of their bits
     *("keyAgreement", "keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"),
 ]
 PKIX = {"serverAuth": "3.1", "clientAuth": "3.2", "codeSigning": "3.3", "emailProtection": "3.4"}
-PKIX |= {"timeStamping": "3.8", "OCSPSigning": "3.9", "OCSP": "48.1", "caIssuers": "48.2"}
+PKIX |= {"timeStamping": "3.8", "OCSPSigning": "3.9", "OCSP": "48.1", "caIssuers": "48.2"}  # RFC 5280
 OID = "([01][.][0-3]?[0-9]|2[.][0-9]+)([.][0-9]+)+"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
@@ -74,7 +74,7 @@ FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RF
     "subject.emailAddress": "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}",
     "extensions.basicConstraints": "CA:TRUE|CA:FALSE|pathlen:[0-9]{1,4}",  # of each part, from here on
     "extensions.keyUsage": "|".join(KEY_USAGES),
-    "extensions.extendedKeyUsage": "|".join([*[*PKIX][:6], OID]),
+    "extensions.extendedKeyUsage": "|".join([*[*PKIX][:6], OID]),  # the purposes
     "extensions.subjectKeyIdentifier": "hash",
     "extensions.authorityKeyIdentifier": "keyid|keyid:always",
     "extensions.subjectAltName": "(DNS|IP|URI|email):.+",
@@ -258,10 +258,10 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
             raise ValueError(f"{item!r} stands twice, or is not of the form {form}")
     match name:
         case "basicConstraints":
-            if items != ["CA:FALSE"] if not is_ca else not critical or items[0] != "CA:TRUE":
+            limit = re.fullmatch("CA:TRUE(?:,pathlen:([0-9]+))?" if is_ca else "CA:FALSE()", ",".join(items))
+            if not limit or is_ca > critical:
                 raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
-            limit = int(items[1].removeprefix("pathlen:")) if len(items) > 1 else None
-            return x509.BasicConstraints(is_ca, limit), critical
+            return x509.BasicConstraints(is_ca, int(limit[1]) if limit[1] else None), critical
         case "keyUsage":
             usage = x509.KeyUsage(*(each in items for each in KEY_USAGES))
             if not is_ca == usage.key_cert_sign == usage.crl_sign:
