@@ -447,8 +447,10 @@ class Entry:
         if {"crl.pem"} <= self.holds & self.files.keys():  # whatever fails below, revocations spread
             write(self.path, {"crl.pem": self.files["crl.pem"]}, self.holds)
         self.lists = (*own, *lists) if own and (lists or not above) else ()
-        if self.name in options.revoke and self.state == "revoked":
-            return
+        if self.state == "revoked":
+            if self.name in options.revoke:
+                return
+            raise Fault(f"{path}: certificate revoked: rm -r {self.path}, and run again")
         (above or self).verify(path, self.certificate)
         self.compare(path)
         if self.state in ("made", "renewed"):
@@ -545,9 +547,8 @@ class Entry:
     def profile(self, key: Any) -> Iterator[tuple[x509.ExtensionType, bool]]:
         """Yield the extensions that a certificate for a key has, and whether they are critical."""
         own = x509.SubjectKeyIdentifier.from_public_key(key)
-        above = x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-        if self.above:
-            above = key_identifier(self.above.certificate)
+        from_key = x509.AuthorityKeyIdentifier.from_issuer_public_key
+        above = key_identifier(self.above.certificate) if self.above else from_key(key)
         for name, (value, critical) in self.extensions.items():
             if value is None:
                 value = own if name == "subjectKeyIdentifier" else above
@@ -667,8 +668,7 @@ class Entry:
             crypto.X509StoreContext(store, leaf, between).verify_certificate()
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
-            how = "--renew it" if "expired" in str(error) else f"rm -r {os.path.dirname(path)}, and run again"
-            raise Fault(f"{path}: {error} ({whose}); {how}") from None
+            raise Fault(f"{path}: {error} ({whose}); --renew it, or rm -r its folder and run again") from None
 
     def line(self) -> str:
         """Return what a person reads of it, indented as in the tree."""
