@@ -1,0 +1,950 @@
+"""Renewal and revocation: what changes, what stays in force, and what peers make of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import (
+    CLIENT,
+    DEADLINE,
+    GENERATE,
+    PHRASES,
+    SERVER,
+    Server,
+    client,
+    configure,
+    environment,
+    generate,
+    openssl,
+    run,
+)
+from cryptography import x509
+from folders import (
+    CA_EXTENSIONS,
+    NEW_KEY,
+    SUBJECT,
+    Result,
+    add_client2,
+    certificate,
+    changed,
+    drop,
+    edit,
+    fine,
+    keep_only,
+    later,
+    lists,
+    make_list,
+    number,
+    refused,
+    sign,
+    tree,
+    warned,
+)
+
+SERVED = "accepted\nread: [hola]\nclosed\n"
+ANSWERED = "connected\nread: [hello]\n"
+MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase that nodes need; root's is another
+NODES = ["server", "client", "client2"]
+REVOKED = "certificate revoked"
+Serve = Callable[..., Server]
+
+
+class Change(NamedTuple):
+    """A folder of keys before and after a run: to read only."""
+
+    before: Path
+    after: Path
+    files: set[str]  # that came, went or were written
+    result: Result
+
+
+@pytest.fixture(scope="module")
+def three(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the keys with a third node, client2: to read only."""
+    folder = tmp_path_factory.mktemp("three") / "copy"
+    shutil.copytree(made, folder)
+    add_client2(folder)
+    fine(generate(folder))
+    return folder
+
+
+@pytest.fixture
+def fleet(three: Path, tmp_path: Path) -> Path:
+    """A copy of that, to change."""
+    return shutil.copytree(three, tmp_path / "fleet")
+
+
+def change(original: Path, factory: pytest.TempPathFactory, *arguments: str) -> Change:
+    """Run the script in a copy of a folder."""
+    folder = factory.mktemp("change") / "copy"
+    shutil.copytree(original, folder)
+    before = tree(folder / "keys")
+    result = generate(folder, *arguments)
+    files = changed(before, tree(folder / "keys"))
+    return Change(original / "keys", folder / "keys", files, result)
+
+
+@pytest.fixture(scope="module")
+def client_revoked(three: Path, tmp_path_factory: pytest.TempPathFactory) -> Change:
+    return change(three, tmp_path_factory, "--revoke", "client")
+
+
+@pytest.fixture
+def lessened(client_revoked: Change, tmp_path: Path) -> Path:
+    """A copy of the folder in which client is revoked, to change."""
+    return shutil.copytree(client_revoked.after.parent, tmp_path / "lessened")
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys made 400 days ago, so that the nodes have expired and the CAs have not: to read only."""
+    folder = tmp_path_factory.mktemp("old")
+    configure(folder)
+    fine(later(folder, "-400 days"))
+    return folder
+
+
+@pytest.fixture
+def expired(old: Path, tmp_path: Path) -> Path:
+    """A copy of that, to change."""
+    return shutil.copytree(old, tmp_path / "expired")
+
+
+def renew_later(folder: Path, when: str, *names: str, env: dict[str, str] | None = MASTERS) -> Result:
+    """Run the script with --renew at a later time."""
+    return run("faketime", when, sys.executable, GENERATE, "--renew", *names, cwd=folder, env=env)
+
+
+def states(result: Result) -> dict[str, str]:
+    """Return what a run printed of each entry: made, kept, renewed or revoked."""
+    return {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
+
+
+def faults(result: Result, *texts: str) -> list[str]:
+    """Require status 1 and one error line for each text, which it contains; warnings may stand beside."""
+    lines = result.stderr.splitlines()
+    wrong = [line for line in lines if line.startswith(f"{GENERATE.name}: error: ")]
+    assert all(line.startswith(f"{GENERATE.name}: warning: ") for line in lines if line not in wrong)
+    assert (result.returncode, len(wrong)) == (1, len(texts)), result.stderr
+    assert all(text in line for text, line in zip(texts, wrong, strict=True)), result.stderr
+    return wrong
+
+
+def serial(node: Path) -> int:
+    """Return the serial number of a folder's certificate."""
+    return certificate(node / "cert.pem").serial_number
+
+
+def record(keys: Path, name: str, ca: str = "master") -> Path:
+    """Return where a CA's record of the certificate in force stands."""
+    return keys / ca / "issued" / f"{name}-{serial(keys / name):X}.pem"
+
+
+def revoked_serials(path: Path) -> set[int]:
+    """Return the serial numbers on the first list in a file: a CA's own, or a node's issuer's."""
+    return {entry.serial_number for entry in lists(path)[0]}
+
+
+def judge(node: Path, peer: Path | None = None) -> Result:
+    """Have openssl verify a folder's chain, by the trust anchor and the lists of a peer or its own."""
+    by, chain = peer or node, ("-untrusted", node / "fullchain.pem", node / "cert.pem")
+    trust = ("-CAfile", by / "ca.pem", "-CRLfile", by / "crl.pem", "-no-CApath", "-no-CAstore")
+    return run("openssl", "verify", "-x509_strict", "-crl_check_all", *trust, *chain)
+
+
+def exchange(serve: Serve, server: Path, peer: Path) -> None:
+    """Require a successful exchange of two folders."""
+    running = serve("-k", str(server))
+    result = client(running.port, peer)
+    assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
+    assert running.printed(SERVED)
+
+
+def refuse(serve: Serve, server: Path, peer: Path, by: str, reason: str, alert: str) -> None:
+    """Require that one side refuses the other for a reason, which gets an alert."""
+    running = serve("-k", str(server))
+    result = client(running.port, peer)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert running.complained("error: ") and running.out.read_text() == ""
+    (mine,) = result.stderr.splitlines()
+    (theirs,) = [line for line in running.err.read_text().splitlines() if "error: " in line]
+    verifier, other = (theirs, mine) if by == "server" else (mine, theirs)
+    assert mine.startswith(f"{CLIENT.name}: error: ") and theirs.startswith(f"{SERVER.name}: error: ")
+    assert reason in verifier and "alert" not in verifier
+    assert f"alert {alert}" in other
+
+
+# --- Renewal of nodes -----------------------------------------------------------------------------
+
+
+def test_renewal_makes_a_new_certificate_on_the_same_key_as_the_configuration_says_today(
+    fleet: Path,
+) -> None:
+    def today(keys: dict[str, Any]) -> None:
+        keys["nodes"]["client2"] = {**keys["nodes"]["client"]}
+        keys["nodes"]["client2"]["validity"] = {"notBefore": "-2h", "notAfter": "30d"}
+        extensions = {**keys["nodes"]["client"]["extensions"], "subjectAltName": "DNS:arm.example"}
+        keys["nodes"]["client2"]["extensions"] = extensions
+
+    keys = fleet / "keys"
+    old, old_record = certificate(keys / "client2/cert.pem"), record(keys, "client2")
+    edit(fleet, today)
+    before = tree(keys)
+    result = fine(generate(fleet, "--renew", "client2", env=MASTERS))
+    assert states(result) == {**dict.fromkeys(["root", "master", *NODES], "kept"), "client2": "renewed"}
+
+    new = certificate(keys / "client2/cert.pem")
+    assert new.public_key() == old.public_key() and new.serial_number != old.serial_number
+    names = new.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == [x509.DNSName("arm.example")]
+    now, minute = datetime.now(timezone.utc), timedelta(minutes=1)
+    assert abs(new.not_valid_after_utc - now - timedelta(days=30)) < minute
+    assert abs(new.not_valid_before_utc - now + timedelta(hours=2)) < minute
+
+    files = {"client2/cert.pem", "client2/fullchain.pem", str(record(keys, "client2").relative_to(keys))}
+    assert changed(before, tree(keys)) == files, "no key and no other node"
+    text = (keys / "client2/cert.pem").read_text()
+    assert record(keys, "client2").read_text() == text != old_record.read_text()
+    assert (keys / "client2/fullchain.pem").read_text() == text + (keys / "master/cert.pem").read_text()
+    assert judge(keys / "client2").returncode == 0
+    before = tree(fleet)
+    fine(generate(fleet, env=None))
+    assert tree(fleet) == before
+
+
+def test_a_renewed_nodes_subject_is_that_of_the_configuration(copy: Path) -> None:
+    def rename(keys: dict[str, Any]) -> None:
+        keys["nodes"]["client"]["subject"]["commonName"] = "arm"
+
+    edit(copy, rename)
+    result = fine(generate(copy, "--renew", "client", env=MASTERS))
+    assert states(result)["client"] == "renewed"
+    printed = openssl(
+        "x509", "-in", copy / "keys/client/cert.pem", "-noout", "-subject", "-nameopt", "compat"
+    )
+    assert printed == f"subject={SUBJECT}arm\n"
+
+
+def test_what_has_no_key_here_is_renewed_for_the_key_that_it_has_elsewhere(copy: Path) -> None:
+    keys = copy / "keys"
+    drop(keys / "client", "key.pem")
+    keep_only(keys / "server")
+    files = ("-keyout", copy / "robot.pem", "-out", keys / "server/csr.pem")
+    openssl("req", "-new", *NEW_KEY, *files, "-subj", "/CN=x")
+    fine(generate(copy, env=MASTERS))
+    old = {name: certificate(keys / name / "cert.pem") for name in ("server", "client")}
+    result = fine(generate(copy, "--renew", "server", "client", env=MASTERS))
+    assert list(states(result).values()) == ["kept", "kept", "renewed", "renewed"]
+    for name, certified in old.items():
+        renewed = certificate(keys / name / "cert.pem")
+        assert renewed.public_key() == certified.public_key()
+        assert renewed.serial_number != certified.serial_number
+
+
+def test_renewal_without_names_changes_nothing_and_asks_nothing_while_nothing_is_due(copy: Path) -> None:
+    before = tree(copy)
+    result = fine(generate(copy, "--renew", env=None))
+    assert set(states(result).values()) == {"kept"}
+    assert tree(copy) == before
+
+
+def test_renewal_without_names_renews_exactly_what_is_due_without_the_roots_key(copy: Path) -> None:
+    def long_lived(keys: dict[str, Any]) -> None:
+        keys["nodes"]["camera"] = {**keys["nodes"]["client"], "validity": {"notAfter": "3y"}}
+
+    keys = copy / "keys"
+    drop(keys / "root", "key.pem")
+    edit(copy, long_lived)
+    fine(generate(copy, env=MASTERS))
+    before = tree(keys)
+    result = fine(renew_later(copy, "+300 days"))
+    due = ["server", "client"]
+    assert states(result) == {
+        **dict.fromkeys(["root", "master", "camera"], "kept"),
+        **dict.fromkeys(due, "renewed"),
+    }
+    files = {f"{name}/{file}" for name in due for file in ("cert.pem", "fullchain.pem")}
+    files |= {str(record(keys, name).relative_to(keys)) for name in due}
+    assert changed(before, tree(keys)) == files
+
+    before = tree(keys)
+    result = fine(renew_later(copy, "+300 days", env=None))
+    assert set(states(result).values()) == {"kept"}
+    assert tree(keys) == before
+
+
+def test_an_expired_certificate_is_an_error_until_it_is_renewed(expired: Path) -> None:
+    keys = expired / "keys"
+    before = tree(keys)
+    (line,) = refused(generate(expired, "--renew", "server", env=MASTERS), "keys/client/cert.pem")
+    assert "expired" in line and "--renew" in line
+    result = fine(generate(expired, "--renew", env=MASTERS))
+    assert states(result) == {"root": "kept", "master": "kept", "server": "kept", "client": "renewed"}
+    fine(generate(expired, env=None))
+    after = tree(keys)
+    assert all(after[f"{name}/key.pem"] == before[f"{name}/key.pem"] for name in ("server", "client"))
+    assert [judge(keys / name).returncode for name in ("server", "client")] == [0, 0]
+
+
+def test_renewal_without_pass_phrase_and_terminal_is_one_line(copy: Path) -> None:
+    before = tree(copy)
+    refused(generate(copy, "--renew", "server", "client", env=None), "SROS_PASSPHRASE")
+    refused(generate(copy, "--renew", "master", env=MASTERS), "SROS_ROOT_PASSPHRASE")
+    assert tree(copy) == before
+
+
+def test_renewal_with_a_wrong_pass_phrase_is_one_line(copy: Path) -> None:
+    before = tree(copy)
+    wrong = {"SROS_PASSPHRASE": "wrong"}
+    refused(generate(copy, "--renew", "client", env=wrong), "keys/master/key.pem", "2 below master")
+    assert tree(copy) == before
+
+
+def test_what_violates_the_issuers_name_constraints_is_not_renewed(tmp_path: Path) -> None:
+    def constrain(keys: dict[str, Any], name: str = "client") -> None:
+        permitted = "permitted;DNS:localhost, permitted;DNS:client"
+        keys["master"]["extensions"]["nameConstraints"] = f"critical, {permitted}"
+        keys["nodes"]["client"]["extensions"]["subjectAltName"] = f"DNS:{name}"
+
+    path = tmp_path / "keys/client/cert.pem"
+    edit(tmp_path, constrain)
+    fine(generate(tmp_path))
+    edit(tmp_path, lambda keys: constrain(keys, "outside.example"))
+    before = tree(tmp_path)
+    result = generate(tmp_path, "--renew", "client", env=MASTERS)
+    faults(result, "keys/client/cert.pem: permitted subtree violation")
+    assert states(result)["client"] == "kept"
+    assert tree(tmp_path) == before
+    edit(tmp_path, lambda keys: constrain(keys, "arm.client"))
+    fine(generate(tmp_path, "--renew", "client", env=MASTERS))
+    assert "DNS:arm.client\n" in openssl("x509", "-in", path, "-noout", "-text")
+
+
+# --- Renewal of CAs -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["root", "master"])
+def ca_renewed(
+    three: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Change]:
+    """The name of a CA, and its renewal."""
+    name: str = request.param
+    return name, change(three, tmp_path_factory, "--renew", name)
+
+
+def test_a_renewed_ca_keeps_its_key_and_every_nodes_certificate(ca_renewed: tuple[str, Change]) -> None:
+    name, (before, after, files, result) = ca_renewed
+    fine(result)
+    assert states(result) == {**dict.fromkeys(["root", "master", *NODES], "kept"), name: "renewed"}
+    old, new = (certificate(keys / name / "cert.pem") for keys in (before, after))
+    assert new.public_key() == old.public_key() and new.serial_number != old.serial_number
+    # A node's fullchain.pem has the new master, its ca.pem the new root; a root stands in its own.
+    below = {
+        "root": {f"{each}/ca.pem" for each in ("root", "master", *NODES)},
+        "master": {f"{node}/fullchain.pem" for node in NODES},
+    }
+    expected = {f"{name}/cert.pem", f"{name}/fullchain.pem", *below[name]}
+    if name == "master":
+        expected.add(str(record(after, "master", "root").relative_to(after)))
+    assert files == expected
+    for node in NODES:
+        chain = [(after / each / "cert.pem").read_text() for each in (node, "master")]
+        assert (after / node / "fullchain.pem").read_text() == "".join(chain)
+        assert (after / node / "ca.pem").read_text() == (after / "root/cert.pem").read_text()
+
+
+def test_openssl_accepts_every_node_under_a_renewed_ca(ca_renewed: tuple[str, Change]) -> None:
+    _, (before, after, _, _) = ca_renewed
+    for node in NODES:
+        for peer in (after, before):
+            result = judge(after / node, peer / "server")
+            assert result.returncode == 0, result.stderr
+
+
+def test_folders_from_before_and_after_a_cas_renewal_talk_to_each_other(
+    ca_renewed: tuple[str, Change], serve: Serve
+) -> None:
+    _, (before, after, _, _) = ca_renewed
+    exchange(serve, before / "server", after / "client")
+    exchange(serve, after / "server", before / "client")
+
+
+def test_without_the_roots_key_a_due_master_stays_in_force_until_it_is_signed_elsewhere(
+    tmp_path: Path,
+) -> None:
+    def aged(keys: dict[str, Any]) -> None:
+        for entry in (keys["root"], keys["master"], *keys["nodes"].values()):
+            entry["validity"] = {"notBefore": "-300d", "notAfter": "100d"}
+        keys["root"]["validity"]["notAfter"] = "10y"
+
+    keys, elsewhere = tmp_path / "keys", tmp_path / "elsewhere"
+    edit(tmp_path, aged)
+    assert generate(tmp_path).returncode == 0
+    configure(tmp_path)
+    shutil.copytree(keys / "root", elsewhere)
+    drop(keys / "root", "key.pem")
+    before = tree(keys)
+    result = generate(tmp_path, "--renew", env=MASTERS)
+    (line,) = faults(result, "keys/master/csr.pem")
+    assert "keys/root" in line
+    expected = {"root": "kept", "master": "kept", "server": "renewed", "client": "renewed"}
+    assert states(result) == expected
+    files = {"master/csr.pem", *(f"{x}/{y}.pem" for x in NODES[:2] for y in ("cert", "fullchain"))}
+    files |= {str(record(keys, name).relative_to(keys)) for name in NODES[:2]}
+    assert changed(before, tree(keys)) == files, "master/cert.pem is none of them"
+
+    sign(keys / "master/csr.pem", elsewhere, "root", CA_EXTENSIONS, tmp_path / "cert.pem")
+    (tmp_path / "cert.pem").rename(keys / "master/cert.pem")
+    new = (keys / "master/cert.pem").read_text()
+    result = fine(generate(tmp_path, "--renew", env=MASTERS))
+    assert states(result) == dict.fromkeys(expected, "kept")
+    assert (keys / "master/cert.pem").read_text() == new
+    assert (keys / "server/fullchain.pem").read_text() == (keys / "server/cert.pem").read_text() + new
+    assert certificate(record(keys, "master", "root")) == certificate(keys / "master/cert.pem")
+    assert judge(keys / "client", keys / "server").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["root", "master"])
+def test_a_ca_whose_subject_has_changed_is_not_renewed(copy: Path, name: str) -> None:
+    edit(copy, lambda keys: keys[name]["subject"].update(organizationName="Another"))
+    before = tree(copy)
+    result = generate(copy, "--renew", name)
+    (line,) = faults(result, f"keys/{name}/cert.pem")
+    assert "subject" in line
+    assert tree(copy) == before
+
+
+# --- Usage ----------------------------------------------------------------------------------------
+
+
+def test_wrong_use_is_status_2_and_changes_nothing(fleet: Path) -> None:
+    def use(arguments: str) -> str:
+        result = generate(fleet, *arguments.split())
+        assert (result.returncode, result.stdout) == (2, ""), arguments
+        *usage, line = result.stderr.splitlines()
+        assert line.startswith(f"{GENERATE.name}: error: "), arguments
+        assert all(each.startswith(("usage: ", " ")) for each in usage)
+        assert bool(usage) == ("argument" in line), "argparse's own lines stay as they are"
+        return line.removeprefix(f"{GENERATE.name}: error: ")
+
+    cases = {
+        "--renew unknown": "unknown",
+        "--revoke unknown": "unknown",
+        "--revoke client unknown": "unknown",
+        "--revoke root": "root",
+        "--revoke": "argument --revoke",
+        "--renew client --revoke client2": "argument --revoke: not allowed with argument --renew",
+        "--reason keyCompromise": "argument --reason",
+        "--revoke client --reason wrong": "argument --reason: invalid choice",
+        "--revoke client --reason removeFromCRL": "argument --reason: invalid choice",
+    }
+    before = tree(fleet)
+    with ThreadPoolExecutor(2) as pool:
+        lines = list(pool.map(use, cases))
+    assert all(line.startswith(start) for line, start in zip(lines, cases.values(), strict=True)), lines
+    assert tree(fleet) == before
+
+
+# --- Revocation: the lists ------------------------------------------------------------------------
+
+
+def test_revocation_writes_the_issuers_list_and_its_copies_and_nothing_else(client_revoked: Change) -> None:
+    _, after, files, result = client_revoked
+    fine(result)
+    assert states(result) == {**dict.fromkeys(["root", "master", *NODES], "kept"), "client": "revoked"}
+    assert files == {"master/crl.pem", *(f"{node}/crl.pem" for node in NODES)}
+    whole = "".join((after / ca / "crl.pem").read_text() for ca in ("master", "root"))
+    assert [(after / node / "crl.pem").read_text() for node in NODES] == [whole] * 3
+    assert revoked_serials(after / "master/crl.pem") == {serial(after / "client")}
+    assert revoked_serials(after / "root/crl.pem") == set()
+
+
+def test_openssl_reads_the_list_as_rfc_5280_wants_it(client_revoked: Change) -> None:
+    path = client_revoked.after / "master/crl.pem"
+    text = openssl("crl", "-in", path, "-noout", "-text")
+    identifier = openssl("x509", "-in", path.with_name("cert.pem"), "-noout", "-ext", "subjectKeyIdentifier")
+    for pattern in (
+        "Version 2 ",
+        "Issuer: .*CN ?= ?master\n",
+        "Next Update: ",
+        rf"Authority Key Identifier: \n +{identifier.split()[-1]}\n",
+        "CRL Number: \n +2\n",
+        rf"Serial Number: 0*{serial(client_revoked.after / 'client'):X}\n",
+        "Reason Code: \n +Cessation Of Operation\n",
+    ):
+        assert re.search(pattern, text), (pattern, text)
+    assert text.count("Serial Number") == 1
+    chain = ("-CAfile", path.with_name("cert.pem"))
+    assert run("openssl", "crl", "-in", path, "-noout", *chain).stderr == "verify OK\n"
+
+
+def test_a_list_is_signed_now_and_ends_with_its_ca(client_revoked: Change) -> None:
+    (crl,) = lists(client_revoked.after / "master/crl.pem")
+    ca, now = certificate(client_revoked.after / "master/cert.pem"), datetime.now(timezone.utc)
+    assert crl.next_update_utc == ca.not_valid_after_utc
+    assert ca.not_valid_before_utc <= crl.last_update_utc <= now
+    (entry,) = crl
+    assert timedelta(0) <= now - entry.revocation_date_utc < timedelta(minutes=10)
+    identifier = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    subject = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    assert identifier.key_identifier == subject.digest and identifier.authority_cert_issuer is None
+
+
+REASONS = {  # of RFC 5280, section 5.3.1, but removeFromCRL; None: the extension is absent
+    "unspecified": None,
+    "keyCompromise": "Key Compromise",
+    "cACompromise": "CA Compromise",
+    "affiliationChanged": "Affiliation Changed",
+    "superseded": "Superseded",
+    "cessationOfOperation": "Cessation Of Operation",
+    "certificateHold": "Certificate Hold",
+    "privilegeWithdrawn": "Privilege Withdrawn",
+    "aACompromise": "AA Compromise",
+}
+
+
+@pytest.fixture(scope="module")
+def by_reason(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The master's list after a revocation for each reason."""
+
+    def revoke(reason: str) -> Path:
+        folder = tmp_path_factory.mktemp("reason") / reason
+        shutil.copytree(made, folder)
+        fine(generate(folder, "--revoke", "client", "--reason", reason, env=MASTERS))
+        return folder / "keys/master/crl.pem"
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(REASONS, pool.map(revoke, REASONS), strict=True))
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_an_entry_has_the_reason_that_was_given(by_reason: dict[str, Path], reason: str) -> None:
+    path, words = by_reason[reason], REASONS[reason]
+    text = openssl("crl", "-in", path, "-noout", "-text")
+    (entry,) = lists(path)[0]
+    if words is None:
+        assert len(entry.extensions) == 0 and "Reason" not in text
+    else:
+        assert re.findall("Reason Code: \n +(.*)\n", text) == [words]
+        (found,) = entry.extensions
+        assert found.value == x509.CRLReason(x509.ReasonFlags(reason)) and not found.critical
+
+
+def test_the_next_run_says_how_to_go_on_and_a_second_revocation_changes_nothing(lessened: Path) -> None:
+    before = tree(lessened)
+    result = generate(lessened, env=None)
+    (line,) = refused(result, "rm -r keys/client")
+    assert REVOKED in line and "client" not in states(result)
+    result = fine(generate(lessened, "--revoke", "client", "--reason", "keyCompromise", env=None))
+    assert states(result)["client"] == "revoked"
+    assert tree(lessened) == before
+
+
+def test_every_unexpired_certificate_of_a_name_is_revoked(fleet: Path) -> None:
+    keys = fleet / "keys"
+    serials = {serial(keys / "client")}
+    for _ in range(2):
+        fine(generate(fleet, "--renew", "client", env=MASTERS))
+        serials.add(serial(keys / "client"))
+    fine(generate(fleet, "--revoke", "client", env=MASTERS))
+    assert len(serials) == 3
+    assert revoked_serials(keys / "master/crl.pem") == serials
+    assert [judge(keys / node).returncode == 0 for node in NODES] == [True, False, True]
+
+
+def test_an_expired_certificate_is_not_put_on_the_list(expired: Path) -> None:
+    keys = expired / "keys"
+    gone = serial(keys / "client")
+    fine(generate(expired, "--renew", env=MASTERS))
+    fine(generate(expired, "--revoke", "client", env=MASTERS))
+    assert len([*keys.glob("master/issued/client-*.pem")]) == 2
+    assert revoked_serials(keys / "master/crl.pem") == {serial(keys / "client")} != {gone}
+
+
+def test_no_entry_ever_leaves_a_list_and_every_list_has_the_next_number(tmp_path: Path) -> None:
+    def short(keys: dict[str, Any]) -> None:
+        for name in ("root", "master"):
+            keys[name]["validity"]["nextUpdate"] = "30d"
+
+    keys, own = tmp_path / "keys", tmp_path / "keys/master/crl.pem"
+    edit(tmp_path, short)
+    fine(generate(tmp_path))
+    serials = [serial(keys / "client"), serial(keys / "server")]
+    found = [(number(*lists(own)), revoked_serials(own))]
+    fine(generate(tmp_path, "--revoke", "client", "--reason", "superseded"))
+    entry = lists(own)[0][0]
+    found.append((number(*lists(own)), revoked_serials(own)))
+    refused(generate(tmp_path, "--revoke", "server", "--reason", "keyCompromise"), "rm -r keys/client")
+    found.append((number(*lists(own)), revoked_serials(own)))
+    for when in ("+25 days", "+500 days"):  # in the last third of the list's life; nodes have expired
+        assert later(tmp_path, when).returncode == 1
+        found.append((number(*lists(own)), revoked_serials(own)))
+    numbers, contents = zip(*found, strict=True)
+    assert numbers == (1, 2, 3, 4, 5)
+    assert contents == (set(), {serials[0]}, {*serials}, {*serials}, {*serials})
+    kept = lists(own)[0].get_revoked_certificate_by_serial_number(serials[0])
+    assert kept is not None and kept.revocation_date_utc == entry.revocation_date_utc
+    assert kept.extensions.get_extension_for_class(x509.CRLReason).value.reason.value == "superseded"
+    assert revoked_serials(keys / "server/crl.pem") == {*serials}
+
+
+def test_a_name_that_left_the_configuration_can_be_revoked(fleet: Path) -> None:
+    keys = fleet / "keys"
+    configure(fleet)
+    before = tree(keys)
+    result = fine(generate(fleet, "--revoke", "client2", env=MASTERS))
+    assert list(states(result)) == ["root", "master", "server", "client"]
+    assert changed(before, tree(keys)) == {f"{x}/crl.pem" for x in ("master", "server", "client")}
+    assert revoked_serials(keys / "server/crl.pem") == {serial(keys / "client2")}
+    assert number(*lists(keys / "master/crl.pem")) == 2
+    assert REVOKED in judge(keys / "client2", keys / "server").stderr
+
+
+def test_revocation_without_pass_phrase_and_terminal_changes_nothing(copy: Path) -> None:
+    before = tree(copy)
+    refused(generate(copy, "--revoke", "client", env=None), "SROS_PASSPHRASE", "2 below master")
+    assert tree(copy) == before
+
+
+def test_a_damaged_record_of_what_is_to_be_revoked_is_one_line(copy: Path) -> None:
+    path = record(copy / "keys", "client")
+    path.write_text("damaged\n")
+    before = tree(copy)
+    name = f"keys/master/issued/{path.name}"
+    refused(generate(copy, "--revoke", "client", env=MASTERS), name, "2 below master")
+    assert tree(copy) == before
+    fine(generate(copy, "--revoke", "server", env=MASTERS))
+
+
+# --- Revoked is for ever --------------------------------------------------------------------------
+
+
+def test_a_revoked_certificate_is_not_renewed_by_name(lessened: Path) -> None:
+    before = tree(lessened)
+    result = generate(lessened, "--renew", "client", env=MASTERS)
+    refused(result, "rm -r keys/client")
+    assert tree(lessened) == before
+
+
+def test_a_revoked_certificate_is_not_renewed_when_it_is_due(lessened: Path) -> None:
+    keys = lessened / "keys"
+    before = tree(keys)
+    result = renew_later(lessened, "+300 days")
+    refused(result, "rm -r keys/client")
+    assert states(result) == {
+        **dict.fromkeys(["root", "master"], "kept"),
+        **dict.fromkeys(["server", "client2"], "renewed"),
+    }
+    assert not [name for name in changed(before, tree(keys)) if name.startswith("client/")]
+
+
+def test_a_new_key_in_a_revoked_ones_place_works(lessened: Path, serve: Serve) -> None:
+    keys = lessened / "keys"
+    old = certificate(keys / "client/cert.pem")
+    drop(keys, "client")
+    result = fine(generate(lessened, env=MASTERS))
+    assert states(result)["client"] == "made"
+    new = certificate(keys / "client/cert.pem")
+    assert new.public_key() != old.public_key()
+    assert revoked_serials(keys / "master/crl.pem") == {old.serial_number}
+    exchange(serve, keys / "server", keys / "client")
+
+
+@pytest.mark.parametrize("left", ["all but the certificate", "the request"])
+def test_a_revoked_key_is_not_certified_again(lessened: Path, left: str) -> None:
+    keys = lessened / "keys"
+    for node in ("client", "client2"):
+        drop(keys / node, "cert.pem")
+        if left == "the request":
+            files = ("-key", keys / node / "key.pem", "-out", keys / node / "csr.pem")
+            openssl("req", "-new", *files, "-passin", "pass:sros", "-subj", "/CN=x")
+            keep_only(keys / node, "csr.pem")
+    before = tree(keys)
+    result = generate(lessened, env=MASTERS)
+    refused(result, "rm -r keys/client,")
+    assert states(result)["client2"] == "made", "the twin, which is not revoked"
+    assert not [name for name in changed(before, tree(keys)) if "client/" in name or "/client-" in name]
+
+
+def test_a_revoked_certificate_is_an_error_where_the_roots_list_is_missing_too(lessened: Path) -> None:
+    keys = lessened / "keys"
+    keep_only(keys / "root", "cert.pem")
+    drop(keys, *(f"{node}/crl.pem" for node in NODES))
+    result = generate(lessened, "--renew", "client", env=MASTERS)
+    faults(result, "rm -r keys/client")
+
+
+# --- Revocation: what peers make of it ------------------------------------------------------------
+
+
+def test_a_server_refuses_a_revoked_client_and_no_other(client_revoked: Change, serve: Serve) -> None:
+    before, after, _, _ = client_revoked
+    refuse(serve, after / "server", after / "client", "server", REVOKED, REVOKED)
+    exchange(serve, after / "server", after / "client2")
+    exchange(serve, before / "server", before / "client")
+
+
+def test_a_client_refuses_a_revoked_server_and_no_other(copy: Path, made: Path, serve: Serve) -> None:
+    exchange(serve, copy / "keys/server", copy / "keys/client")
+    result = fine(generate(copy, "--revoke", "server", env=MASTERS))
+    assert states(result)["server"] == "revoked"
+    refuse(serve, made / "keys/server", copy / "keys/client", "client", REVOKED, REVOKED)
+    refuse(serve, copy / "keys/server", copy / "keys/client", "client", REVOKED, REVOKED)
+    drop(copy / "keys", "server")
+    fine(generate(copy, env=MASTERS))
+    exchange(serve, copy / "keys/server", copy / "keys/client")
+
+
+def test_openssl_refuses_a_revoked_node_and_no_other(client_revoked: Change) -> None:
+    before, after, _, _ = client_revoked
+    result = judge(after / "client", after / "server")
+    assert result.returncode != 0 and REVOKED in result.stderr
+    assert judge(after / "client2", after / "server").returncode == 0
+    assert judge(after / "client", before / "server").returncode == 0
+
+
+NGINX = """events {{}}
+pid nginx.pid;
+error_log stderr;
+http {{
+    access_log off;
+    server {{
+        listen                 127.0.0.1:{port} ssl;
+        ssl_protocols          TLSv1.3;
+        ssl_certificate        {keys}/fullchain.pem;
+        ssl_certificate_key    {keys}/key.pem;
+        ssl_password_file      passphrase;
+        ssl_client_certificate {keys}/ca.pem;
+        ssl_crl                {keys}/crl.pem;
+        ssl_verify_client      on;
+        ssl_verify_depth       2;
+        location / {{ return 200 "hello\\n"; }}
+    }}
+}}
+"""
+
+
+@contextmanager
+def nginx(keys: Path, folder: Path) -> Iterator[int]:
+    """Run nginx with a folder of keys; yield its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+    (folder / "nginx.conf").write_text(NGINX.format(port=port, keys=keys))
+    (folder / "passphrase").write_text("sros\n")
+    command = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-g", "daemon off;"]
+    process = subprocess.Popen(
+        command,
+        env=environment({"PATH": f"{os.environ['PATH']}:/usr/sbin"}),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(DEADLINE)
+
+
+def test_nginx_refuses_a_revoked_client_and_no_other(client_revoked: Change, tmp_path: Path) -> None:
+    keys = client_revoked.after
+
+    def curl(port: int, node: str) -> str:
+        folder = keys / node
+        pair = ("--cert", folder / "fullchain.pem", "--key", folder / "key.pem", "--config", "-")
+        trust = ("--cacert", folder / "ca.pem", "--crlfile", folder / "crl.pem")
+        retry = ("--retry-connrefused", "--retry", "20", "--retry-max-time", f"{DEADLINE:.0f}")
+        command = ("curl", "--silent", "--write-out", "%{http_code}", *retry, *trust, *pair)
+        return run(*command, f"https://localhost:{port}/", stdin='pass = "sros"\n').stdout
+
+    with nginx(keys / "server", tmp_path) as port:
+        assert curl(port, "client2") == "hello\n200"
+        answer = curl(port, "client")
+    assert answer.endswith("400") and "The SSL certificate error" in answer
+
+
+def test_a_revoked_master_is_refused_in_both_directions(
+    three: Path, tmp_path_factory: pytest.TempPathFactory, serve: Serve
+) -> None:
+    before, after, files, result = change(three, tmp_path_factory, "--revoke", "master")
+    assert states(result) == {"root": "kept", "master": "revoked"}
+    warned(result, "3 below master")
+    assert files == {f"{each}/crl.pem" for each in ("root", *NODES)}
+    assert revoked_serials(after / "root/crl.pem") == {serial(after / "master")}
+    assert lists(after / "root/crl.pem") == lists(after / "server/crl.pem")[1:]
+    exchange(serve, before / "server", before / "client")
+    refuse(serve, after / "server", before / "client", "server", REVOKED, REVOKED)
+    refuse(serve, before / "server", after / "client", "client", REVOKED, REVOKED)
+    frozen = tree(after)
+    for arguments in ([], ["--renew", "master"]):
+        refused(generate(after.parent, *arguments), "rm -r keys/master", "3 below master")
+    assert tree(after) == frozen
+
+    drop(after, "master", *NODES)
+    fine(generate(after.parent))
+    exchange(serve, after / "server", after / "client")
+
+
+def test_a_master_is_not_revoked_without_the_roots_key(copy: Path) -> None:
+    drop(copy / "keys/root", "key.pem")
+    before = tree(copy)
+    result = generate(copy, "--revoke", "master")
+    refused(result, "keys/root/key.pem")
+    assert "revoked" not in states(result).values()
+    assert tree(copy) == before
+
+
+def test_everyone_is_refused_by_an_expired_list_and_accepted_by_its_successor(
+    tmp_path: Path, serve: Serve
+) -> None:
+    def hourly(keys: dict[str, Any]) -> None:
+        keys["master"]["validity"]["nextUpdate"] = "1h"
+
+    edit(tmp_path, hourly)
+    fine(later(tmp_path, "-2 hours"))
+    keys, stale = tmp_path / "keys", tmp_path / "stale"
+    shutil.copytree(keys, stale)
+    fine(generate(tmp_path, env=MASTERS))
+    assert (number(*lists(keys / "master/crl.pem")), len(lists(keys / "server/crl.pem"))) == (2, 2)
+    reason, alert = "CRL has expired", "certificate expired"
+    refuse(serve, stale / "server", keys / "client", "server", reason, alert)
+    refuse(serve, keys / "server", stale / "client", "client", reason, alert)
+    refuse(serve, stale / "server", stale / "client", "client", reason, alert)
+    assert reason in judge(keys / "client", stale / "server").stderr
+    exchange(serve, keys / "server", keys / "client")
+
+
+# --- The keeping of lists -------------------------------------------------------------------------
+
+
+def put_older_list_back(folder: Path) -> Path:
+    """Replace the master's own list by the one from before; its nodes have the newer one."""
+    own = folder / "keys/master/crl.pem"
+    newer = own.read_bytes()
+    assert number(*lists(own)) == 2
+    own.write_bytes(make_list(folder / "keys/master", "sros", 1))
+    for node in NODES:
+        assert (folder / "keys" / node / "crl.pem").read_bytes().startswith(newer)
+    return own
+
+
+@pytest.mark.parametrize("arguments", ["", "--revoke client2"])
+def test_an_older_list_in_the_newer_ones_place_is_an_error(lessened: Path, arguments: str) -> None:
+    put_older_list_back(lessened)
+    before = tree(lessened)
+    result = generate(lessened, *arguments.split(), env=MASTERS)
+    refused(result, "rm keys/master/crl.pem", "3 below master")
+    assert tree(lessened) == before
+
+
+def test_without_the_older_list_the_newest_is_restored(lessened: Path) -> None:
+    newest = (lessened / "keys/master/crl.pem").read_bytes()
+    own = put_older_list_back(lessened)
+    own.unlink()
+    refused(generate(lessened, env=MASTERS), "rm -r keys/client")
+    assert own.read_bytes() == newest
+    assert (lessened / "keys/server/crl.pem").read_bytes().startswith(newest)
+
+
+def test_a_lost_list_is_restored_before_it_is_extended(lessened: Path) -> None:
+    keys = lessened / "keys"
+    drop(keys, "master/crl.pem")
+    refused(generate(lessened, "--revoke", "client2", env=MASTERS), "rm -r keys/client")
+    assert number(*lists(keys / "master/crl.pem")) == 3
+    expected = {serial(keys / "client"), serial(keys / "client2")}
+    assert revoked_serials(keys / "master/crl.pem") == revoked_serials(keys / "server/crl.pem") == expected
+
+
+def test_the_roots_list_in_its_last_third_is_a_warning_without_its_key(tmp_path: Path) -> None:
+    edit(tmp_path, lambda keys: keys["root"]["validity"].update(nextUpdate="30d"))
+    fine(later(tmp_path, "-25 days"))
+    key = tmp_path / "keys/root/key.pem"
+    key.rename(tmp_path / "stick.pem")
+    before = tree(tmp_path)
+    (line,) = warned(generate(tmp_path, env=None), "keys/root/crl.pem")
+    assert "keys/root/key.pem" in line
+    assert tree(tmp_path) == before
+    (tmp_path / "stick.pem").rename(key)
+    fine(generate(tmp_path))
+    assert number(*lists(tmp_path / "keys/root/crl.pem")) == 2
+
+
+def test_a_ca_that_came_without_its_list_is_the_same_warning_at_every_run(copy: Path) -> None:
+    keep_only(copy / "keys/root", "cert.pem")
+    drop(copy / "keys", "server/crl.pem", "client/crl.pem")
+    warned(generate(copy), "keys/root/crl.pem")
+    before = tree(copy)
+    warned(generate(copy), "keys/root/crl.pem")
+    assert tree(copy) == before
+
+
+# --- A server that goes on ------------------------------------------------------------------------
+
+
+def connect(port: int, keys: Path) -> ssl.SSLSocket:
+    """Connect as a client of Python's own, which the test can keep."""
+    context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
+    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
+    raw = socket.create_connection(("127.0.0.1", port), DEADLINE)
+    return context.wrap_socket(raw, server_hostname="localhost")
+
+
+def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
+    """Send a line and return the line that comes back."""
+    connection.sendall(line + b"\n")
+    answer = b""
+    while not answer.endswith(b"\n"):
+        data = connection.recv(65536)
+        assert data, "the server closed"
+        answer += data
+    return answer[:-1]
+
+
+def presented(port: int, keys: Path) -> int:
+    """Return the serial number of the certificate that a newcomer is shown."""
+    with connect(port, keys) as connection:
+        der = connection.getpeercert(True)
+        assert der and ask(connection, b"hola") == b"hello"
+        connection.unwrap()
+    return x509.load_der_x509_certificate(der).serial_number
+
+
+def test_sighup_takes_over_a_renewal_and_a_revocation_while_a_client_talks_on(
+    fleet: Path, serve: Serve
+) -> None:
+    keys = fleet / "keys"
+    server = serve("-k", str(keys / "server"))
+    old = serial(keys / "server")
+    with connect(server.port, keys / "client") as held:
+        assert ask(held, b"hola") == b"hello"
+        fine(generate(fleet, "--renew", "server", env=MASTERS))
+        new = serial(keys / "server")
+        assert presented(server.port, keys / "client2") == old != new
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: presented(server.port, keys / "client2") == new)
+        assert ask(held, b"after the renewal") == b"after the renewal"
+
+        fine(generate(fleet, "--revoke", "client", env=MASTERS))
+        assert client(server.port, keys / "client").stdout == ANSWERED
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for(lambda: client(server.port, keys / "client").returncode == 1)
+        assert f"alert {REVOKED}" in client(server.port, keys / "client").stderr
+        assert server.complained(REVOKED)
+        assert ask(held, b"after the revocation") == b"after the revocation"
+        assert client(server.port, keys / "client2").stdout == ANSWERED
+        held.unwrap()
+    assert "after the revocation" in server.out.read_text()
