@@ -371,8 +371,7 @@ def pem(*objects: Any) -> bytes:
 def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
     """Write what is new or differs, each file whole; what held nothing appears whole as well."""
     place = folder if holds else f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.part"
-    if not holds:
-        os.mkdir(place, 0o700)
+    os.makedirs(place, 0o700, exist_ok=True)
     for name, data in files.items():
         path, part = f"{place}/{name}", f"{place}/.{name}.part"
         if name not in holds or Path(path).read_bytes() != data:
@@ -380,9 +379,10 @@ def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
             try:
                 with open(part, "xb", opener=partial(os.open, mode=mode)) as file:
                     file.write(data)
+                os.rename(part, path)
             except OSError as error:  # ENOSPC has no name
+                Path(part).unlink(missing_ok=True)
                 raise OSError(error.errno, error.strerror, f"{folder}/{name}") from None
-            os.rename(part, path)
     if not holds:
         os.rename(place, folder)  # over nothing, or an empty folder; never over a link
 
