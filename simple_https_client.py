@@ -32,6 +32,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in `keys`; raise ValueError with advice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate of the server
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no weak keys or digests, whatever openssl.cnf says
     context.hostname_checks_common_name = False  # subjectAltName only (RFC 9525, 2)
     context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
     for name in ("key.pem", "fullchain.pem", "ca.pem"):
@@ -79,29 +80,28 @@ def main() -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="show session and server")
     parser.add_argument("messages", metavar="MESSAGE", nargs="*", help="a line (default: hola)")
     options = parser.parse_args()
-    host, port = options.host, options.port
     messages = [os.fsencode(text) + b"\n" for text in options.messages or ["hola"]]
-    if port not in range(65536) or any(len(x) > MAX_LINE or x.count(b"\n") > 1 for x in messages):
+    if options.port not in range(65536) or any(len(x) > MAX_LINE or x.count(b"\n") > 1 for x in messages):
         parser.error(f"PORT must be 0 to 65535, a MESSAGE one line of less than {MAX_LINE} bytes")
     try:
         context = make_context(options.keys)
-        raw = socket.create_connection((host, port), TIMEOUT)
+        raw = socket.create_connection((options.host, options.port), TIMEOUT)
         with context.wrap_socket(
-            raw, do_handshake_on_connect=False, suppress_ragged_eofs=False, server_hostname=host
+            raw, do_handshake_on_connect=False, suppress_ragged_eofs=False, server_hostname=options.host
         ) as tls:
             tls.do_handshake()  # verifies the server and its name
             tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if options.verbose:
                 names: Any = tls.getpeercert()
                 pairs = sum(names["subject"], names.get("subjectAltName", ()))
-                say(f"{tls.cipher()}, {', '.join(map('='.join, pairs))}", sys.stderr)
+                say(f"{tls.cipher()}, {', '.join(f'{k}={v}' for k, v in pairs)}", sys.stderr)
             converse(tls, messages)
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, EOFError) as error:
         words = re.sub(r"\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error)) or "end of input"
         what = "refused by" if " alert " in words else "no exchange with"
-        say(f"simple_https_client.py: error: {what} {host} port {port}: {words}", sys.stderr)
+        say(f"simple_https_client.py: error: {what} {options.host} port {options.port}: {words}", sys.stderr)
         return 1
     return 0
 

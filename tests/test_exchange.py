@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from conftest import (
     CLIENT,
     DEADLINE,
-    GENERATE,
     PHRASES,
     SERVER,
     Server,
@@ -92,18 +90,18 @@ def put_list(folder: Path, node: str, ca: str, serial: int, expires: timedelta =
     path.write_text(newer.public_bytes(Encoding.PEM).decode() + "".join(kept))
 
 
-def issue(folder: Path, node: str, name: str, *, by_itself: bool = False) -> None:
-    """Give a node a new key and certificate, made here: by the master CA, or self-signed."""
+def issue(folder: Path, node: str, name: str) -> None:
+    """Give a node a new key and certificate, made here by the master CA."""
     issuer, signer = authority(folder, "master")
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(timezone.utc)
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if node == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
-    authority_key = (key if by_itself else signer).public_key()
+    authority_key = signer.public_key()
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject if by_itself else issuer.subject)
+        .issuer_name(issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
@@ -113,12 +111,10 @@ def issue(folder: Path, node: str, name: str, *, by_itself: bool = False) -> Non
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False)
-        .sign(key if by_itself else signer, hashes.SHA256())
+        .sign(signer, hashes.SHA256())
     )
-    text = made.public_bytes(Encoding.PEM).decode()
-    if not by_itself:
-        text += issuer.public_bytes(Encoding.PEM).decode()
-    (folder / f"keys/{node}/fullchain.pem").write_text(text)
+    chain = made.public_bytes(Encoding.PEM) + issuer.public_bytes(Encoding.PEM)
+    (folder / f"keys/{node}/fullchain.pem").write_bytes(chain)
     (folder / f"keys/{node}/key.pem").write_bytes(
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     )
@@ -150,20 +146,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other")
     configure(folder)
     assert generate(folder).returncode == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def aged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keys made two years ago: CAs that are valid, nodes made today, and `expired-NODE`, not."""
-    folder = tmp_path_factory.mktemp("aged")
-    configure(folder)
-    made = run("faketime", "2 years ago", sys.executable, GENERATE, cwd=folder, env=PHRASES)
-    assert made.returncode == 0, made.stderr
-    for node in ("server", "client"):
-        (folder / f"keys/{node}").rename(folder / f"expired-{node}")
-    made = generate(folder)
-    assert made.returncode == 0, made.stderr
     return folder
 
 
@@ -907,151 +889,13 @@ def test_openssl_as_a_server_refuses_a_foreign_client(copy: Path, other: Path, s
 # --- Refusals, each with its twin ----------------------------------------------------------------
 
 
-class Stock(NamedTuple):
-    """Folders to take what is needed from."""
-
-    other: Path
-    aged: Path
-
-
-@pytest.fixture
-def stock(other: Path, aged: Path) -> Stock:
-    return Stock(other, aged)
-
-
-Case = Callable[[Path, str, Stock, bool], None]
-
-
 def swap(folder: Path, source: Path, node: str) -> None:
     """Give a node another key and chain, but leave it whom it trusts."""
     for name in ("key.pem", "fullchain.pem", "cert.pem"):
         shutil.copy(source / name, folder / f"keys/{node}/{name}")
 
 
-def another_ca(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come with a certificate of another CA, which has the same names."""
-    remake(folder, node)
-    if harm:
-        swap(folder, stock.other / f"keys/{node}", node)
-
-
-def self_signed(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come with a certificate that is signed by itself."""
-    issue(folder, node, node, by_itself=harm)
-
-
-def expired(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come with a certificate whose time is over, while its CA's is not."""
-    shutil.rmtree(folder / "keys")
-    shutil.copytree(stock.aged / "keys", folder / "keys")
-    if harm:
-        swap(folder, stock.aged / f"expired-{node}", node)
-
-
-def revoked(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come with a certificate that the master CA revoked."""
-    serial = certificate(folder / f"keys/{node}/cert.pem").serial_number
-    put_list(folder, VERIFIER[node], "master", serial if harm else serial + 1)
-
-
-def revoked_master(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come with a certificate of a master CA that the root CA revoked."""
-    serial = certificate(folder / "keys/master/cert.pem").serial_number
-    put_list(folder, VERIFIER[node], "root", serial if harm else serial + 1)
-
-
-def outdated_list(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come to a peer whose list should have been replaced yesterday."""
-    put_list(folder, VERIFIER[node], "master", 1, timedelta(days=-1 if harm else 1))
-
-
-def outdated_root_list(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come to a peer whose list of the root CA should have been replaced yesterday."""
-    put_list(folder, VERIFIER[node], "root", 1, timedelta(days=-1 if harm else 1))
-
-
-def missing_list(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come to a peer that has the root CA's list, but not the master's."""
-    path = folder / f"keys/{VERIFIER[node]}/crl.pem"
-    if harm:
-        shutil.copy(folder / "keys/root/crl.pem", path)
-    put = path.read_text().count("BEGIN X509 CRL")
-    assert put == (1 if harm else 2)
-
-
-def wrong_purpose(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Come with the certificate of the other side."""
-    names = "DNS:localhost, IP:127.0.0.1, IP:::1"
-    remake(folder, "client", subjectAltName=names)
-    if harm:
-        swap(folder, folder / f"keys/{VERIFIER[node]}", node)
-
-
-def wrong_name(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Be called by a name that is not in the certificate."""
-    remake(folder, node, subjectAltName="DNS:other" if harm else "DNS:localhost")
-
-
-def common_name_only(folder: Path, node: str, stock: Stock, harm: bool) -> None:
-    """Be called by a name that only the commonName has."""
-    names = {"commonName": "localhost"}
-    san = None if harm else "DNS:localhost"
-    remake(folder, node, subject=names, subjectAltName=san)
-
-
 VERIFIER = {"client": "server", "server": "client"}
-CASES: list[tuple[Case, str, str]] = [
-    (another_ca, UNTRUSTED, "unknown ca"),
-    (self_signed, "self.signed certificate", "unknown ca"),
-    (expired, "certificate has expired", "certificate expired"),
-    (revoked, "certificate revoked", "certificate revoked"),
-    (revoked_master, "certificate revoked", "certificate revoked"),
-    (outdated_list, "CRL has expired", "certificate expired"),
-    (outdated_root_list, "CRL has expired", "certificate expired"),
-    (missing_list, "unable to get certificate CRL", "unknown ca"),
-    (wrong_purpose, "purpose", "unsupported certificate"),
-]
-NAME_CASES: list[tuple[Case, str, str]] = [
-    (wrong_name, "host ?name.*localhost", "bad certificate"),
-    (common_name_only, "host ?name.*localhost|IP address.*localhost", "bad certificate"),
-]
-ALL_CASES = [
-    pytest.param(node, *case, id=f"{node}-{case[0].__name__}")
-    for node, cases in (("client", CASES), ("server", CASES + NAME_CASES))
-    for case in cases
-]
-
-
-@pytest.mark.parametrize(("node", "case", "reason", "alert"), ALL_CASES)
-def test_a_refusal_names_its_reason_and_its_alert_and_the_twin_is_accepted(
-    made: Path,
-    tmp_path: Path,
-    stock: Stock,
-    serve: Serve,
-    node: str,
-    case: Case,
-    reason: str,
-    alert: str,
-) -> None:
-    def exchange(harm: bool) -> tuple[Path, Server, subprocess.CompletedProcess[str]]:
-        folder = tmp_path / ("harmed" if harm else "twin")
-        shutil.copytree(made, folder)
-        case(folder, node, stock, harm)
-        server = serve("-k", str(folder / "keys/server"))
-        return folder, server, client(server.port, folder / "keys/client")
-
-    with ThreadPoolExecutor(2) as pool:
-        (_, accepting, accepted), (folder, refusing, refused) = pool.map(exchange, [False, True])
-    assert (accepted.returncode, accepted.stdout, accepted.stderr) == (0, ANSWERED, "")
-    assert accepting.printed(SERVED)
-    alert = f"alert {alert}"
-    mine, theirs = (alert, reason) if node == "client" else (reason, alert)
-    failed(refused, CLIENT, mine)
-    lines = refusals(refusing, 1)
-    if node == "client":  # the server goes on: here, to refuse the same client once more
-        failed(client(refusing.port, folder / "keys/client"), CLIENT, mine)
-        lines = refusals(refusing, 2)
-    assert all(re.search(theirs, line, re.I) for line in lines), lines
 
 
 def test_a_client_without_a_certificate_is_refused(made: Path, serve: Serve, start: Start) -> None:
@@ -1099,14 +943,6 @@ def test_a_client_of_tls_1_2_is_refused_and_one_of_tls_1_3_is_not(
     new.say("hola\n")
     new.expect("^hello$")
     assert len(errors(server.err.read_text(), SERVER)) == 1
-
-
-def test_a_server_of_tls_1_2_is_refused_and_one_of_tls_1_3_is_not(made: Path) -> None:
-    keys = made / "keys/server"
-    with peer(keys, answering(b"hello\n"), ssl.TLSVersion.TLSv1_2) as port:
-        failed(client(port, made / "keys/client"), CLIENT, "protocol")
-    with peer(keys, answering(b"hello\n"), ssl.TLSVersion.TLSv1_3) as port:
-        assert client(port, made / "keys/client").stdout == ANSWERED
 
 
 def test_plain_http_is_refused_with_a_line(made: Path, serve: Serve) -> None:
