@@ -242,6 +242,8 @@ CASES = {
     "derived files": Case(spoil),
     "what was left": Case(leave),
 }
+# The suite has time for one case; `pytest -m slow` runs them all.
+SLOWLY = [pytest.param(name, marks=() if name == "a revocation" else pytest.mark.slow) for name in CASES]
 KEPT = re.compile("[^/.]+/(key|csr|cert|cross).pem|(root|master)/crl.pem|[^/.]+/issued/[^/.]+.pem")
 BLOCK = (
     b"-----BEGIN [A-Z0-9 ]+-----\n([A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n-----END [A-Z0-9 ]+-----\n"
@@ -512,7 +514,7 @@ def inject(held: Held, call: Call, what: str) -> tuple[Result, list[Call]]:
 # --- Killed ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SLOWLY)
 def test_killed_before_any_call_that_writes_nothing_is_lost(
     name: str, hold: Hold, prepared: Prepare, trace: Trace, place: Path
 ) -> None:
@@ -526,7 +528,7 @@ def test_killed_before_any_call_that_writes_nothing_is_lost(
     each_in_a_copy(prepared(name), place, trace(name), check)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SLOWLY)
 def test_killed_at_any_moment_nothing_is_lost(name: str, hold: Hold, prepared: Prepare, place: Path) -> None:
     case, before = CASES[name], take_stock(contents(prepared(name) / "keys"))
 
@@ -565,6 +567,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "step"), {"the first run": 4, "a renewal": 2, "a revocation": 1, "what was left": 4}.items()
 )
@@ -607,6 +610,7 @@ def disk(keys: Path, name: str, prepared: Prepare) -> Iterator[Callable[[str], N
         run("umount", "--lazy", keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rooms"),
     {
@@ -644,7 +648,7 @@ def test_a_full_disk_costs_nothing_but_the_run(
     assert statuses == sorted(statuses, reverse=True)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SLOWLY)
 def test_a_disk_that_cannot_be_written_is_an_error_and_stays_as_it_is(
     name: str, hold: Hold, prepared: Prepare, place: Path
 ) -> None:

@@ -60,6 +60,7 @@ from folders import (
     warned,
 )
 
+pytestmark = pytest.mark.slow
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"
 UNTRUSTED = "unable to get (local )?issuer|self.signed certificate|signature failure"
