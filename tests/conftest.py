@@ -8,6 +8,8 @@ import re
 import select
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -175,6 +177,25 @@ def client(
 ) -> subprocess.CompletedProcess[str]:
     """Run simple_https_client.py against a port."""
     return run(sys.executable, CLIENT, "--port", str(port), "-k", keys, *arguments, env=env)
+
+
+def connect(port: int, keys: Path) -> ssl.SSLSocket:
+    """Connect as a client of Python's own, which the test can keep, cut or make speak."""
+    context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
+    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
+    raw = socket.create_connection(("127.0.0.1", port), DEADLINE)
+    return context.wrap_socket(raw, server_hostname="localhost")
+
+
+def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
+    """Send a line and return the line that comes back."""
+    connection.sendall(line + b"\n")
+    answer = b""
+    while not answer.endswith(b"\n"):
+        data = connection.recv(65536)
+        assert data, "the server closed"
+        answer += data
+    return answer[:-1]
 
 
 class Terminal:

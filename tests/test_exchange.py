@@ -27,8 +27,10 @@ from conftest import (
     SERVER,
     Server,
     Terminal,
+    ask,
     client,
     configure,
+    connect,
     environment,
     generate,
     run,
@@ -221,25 +223,6 @@ def identity(keys: Path, *, leaf_only: bool = False) -> list[str | Path]:
     chain: list[str | Path] = [] if leaf_only else ["-cert_chain", keys / "fullchain.pem"]
     words: list[str | Path] = ["-cert", keys / "cert.pem", "-key", keys / "key.pem", *chain]
     return [*words, "-pass", "env:SROS_PASSPHRASE"]
-
-
-def connect(port: int, keys: Path) -> ssl.SSLSocket:
-    """Connect as a client of Python's own, which the test can keep, cut or make speak."""
-    context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
-    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
-    raw = socket.create_connection(("127.0.0.1", port), DEADLINE)
-    return context.wrap_socket(raw, server_hostname="localhost")
-
-
-def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
-    """Send a line and return the line that comes back."""
-    connection.sendall(line + b"\n")
-    answer = b""
-    while not answer.endswith(b"\n"):
-        data = connection.recv(65536)
-        assert data, "the server closed"
-        answer += data
-    return answer[:-1]
 
 
 Behaviour = Callable[[ssl.SSLSocket], None]

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,11 +21,12 @@ from conftest import (
     CLIENT,
     DEADLINE,
     GENERATE,
-    PHRASES,
     SERVER,
     Server,
+    ask,
     client,
     configure,
+    connect,
     environment,
     generate,
     openssl,
@@ -893,25 +893,6 @@ def test_a_ca_that_came_without_its_list_is_the_same_warning_at_every_run(copy: 
 
 
 # --- A server that goes on ------------------------------------------------------------------------
-
-
-def connect(port: int, keys: Path) -> ssl.SSLSocket:
-    """Connect as a client of Python's own, which the test can keep."""
-    context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
-    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
-    raw = socket.create_connection(("127.0.0.1", port), DEADLINE)
-    return context.wrap_socket(raw, server_hostname="localhost")
-
-
-def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
-    """Send a line and return the line that comes back."""
-    connection.sendall(line + b"\n")
-    answer = b""
-    while not answer.endswith(b"\n"):
-        data = connection.recv(65536)
-        assert data, "the server closed"
-        answer += data
-    return answer[:-1]
 
 
 def presented(port: int, keys: Path) -> int:
