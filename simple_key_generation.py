@@ -381,7 +381,7 @@ def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
                     file.write(data)
                 os.rename(part, path)
             except OSError as error:  # ENOSPC has no name
-                Path(part).unlink(missing_ok=True)
+                os.unlink(part) if os.path.lexists(part) else None
                 raise OSError(error.errno, error.strerror, f"{folder}/{name}") from None
     if not holds:
         os.rename(place, folder)  # over nothing, or an empty folder; never over a link
