@@ -58,7 +58,7 @@ KEY_USAGES = [  # in the order of their bits
 ]
 PKIX = {"serverAuth": "3.1", "clientAuth": "3.2", "codeSigning": "3.3", "emailProtection": "3.4"}
 PKIX |= {"timeStamping": "3.8", "OCSPSigning": "3.9", "OCSP": "48.1", "caIssuers": "48.2"}  # RFC 5280
-OID = "([01][.][0-3]?[0-9]|2[.][0-9]+)([.][0-9]+)+"
+OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
     "key": "ec:(prime256v1|secp384r1|secp521r1)|rsa:[0-9]+|ed25519|ed448|ml-dsa-(44|65|87)",
@@ -130,7 +130,7 @@ def read_configuration(path: str) -> dict[str, Entry]:
         with open(path, "rb") as file:
             yaml.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str, Loader)
             document = yaml.load(file, Loader)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         problem = getattr(error, "strerror", " ".join(str(error).split()))
         raise ConfigurationError(f"{path}: {problem}") from None
     with at(path):
@@ -177,7 +177,7 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
     for group, part in value.items():
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
             path = f"{group}.{field}".rstrip(".")
-            with at(f"{where}.{path}: {item!r}"):
+            with at(f"{where}.{path}: {type(item) if isinstance(item, (dict, list, set)) else item!r}"):
                 is_oid = re.fullmatch(f"extensions[.]{OID}", path) and field not in KNOWN_OIDS
                 unset = item is None and group in ("subject", "validity", "extensions")
                 if path not in FORMS and not is_oid and not unset:

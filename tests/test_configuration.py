@@ -926,6 +926,29 @@ def test_recursive_aliases_are_refused(compare: Compare, case: Case) -> None:
     compare(case)
 
 
+BOMB = "x-0: &a0 [x]\n" + "".join(
+    f"x-{depth + 1}: &a{depth + 1} [{', '.join([f'*a{depth}'] * 9)}]\n" for depth in range(8)
+)
+KEY = f"{ROOT}/key"
+
+
+@cases(
+    [
+        Case(BOMB + small({KEY: "*a8"}), BOMB + small(), "keys.root.key", "list", "aliases of aliases"),
+        Case(small({KEY: "!!bool x"}), small({KEY: "!!str ed25519"}), "", "'x'", "no truth value"),
+        Case(
+            small({f"{NODE}/extensions/1.2.3.04": "DER:0500"}),
+            small({f"{NODE}/extensions/1.2.3.4": "DER:0500"}),
+            f"{NODE}/extensions/1.2.3.04".replace("/", "."),
+            "field",
+            "a zero in front",
+        ),
+    ]
+)
+def test_what_nobody_writes_by_hand_is_one_line_at_once(compare: Compare, case: Case) -> None:
+    compare(case)
+
+
 DUPLICATES = [
     ("    key: ec:prime256v1\n", "    key: ed25519\n", "key"),
     ("      commonName: $name\n", "      commonName: $name\n", "commonName"),
