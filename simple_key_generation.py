@@ -36,6 +36,7 @@ X509_STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS
 CRL_CHECK = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
 RevocationList = x509.CertificateRevocationList
 PEM = serialization.Encoding.PEM
+RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
 
 SCRIPT = "simple_key_generation.py"
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
@@ -381,7 +382,8 @@ def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
                     file.write(data)
                 os.rename(part, path)
             except OSError as error:  # ENOSPC has no name
-                os.unlink(part) if os.path.lexists(part) else None
+                if os.path.lexists(part):
+                    os.unlink(part)
                 raise OSError(error.errno, error.strerror, f"{folder}/{name}") from None
     if not holds:
         os.rename(place, folder)  # over nothing, or an empty folder; never over a link
@@ -502,11 +504,9 @@ class Entry:
                 raise Fault(f"{self.path}: has no key.pem or csr.pem: put one there, or rm -r {self.path}")
             return self.key.public_key()
         request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
-        key = request.public_key()
-        spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        if not request.is_signature_valid or spki not in request.tbs_certrequest_bytes:
+        if not request.is_signature_valid or RSA_PSS in request.tbs_certrequest_bytes:
             raise Fault(f"{self.path}/csr.pem: its signature is wrong or by SHA-1, or its key is RSA-PSS")
-        return key
+        return request.public_key()
 
     def certify(self, key: Any) -> x509.Certificate:
         """Return a new certificate for a public key, by the issuer's. Raises Fault, OSError."""
@@ -706,7 +706,7 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
             continue
         try:
             entry.visit(keys, above, options)
-        except (Fault, OSError, ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+        except (Fault, OSError, ValueError, UnsupportedAlgorithm) as error:
             failed[name] = cause or name
             if not cause:
                 complain("error", error if isinstance(error, (Fault, OSError)) else f"{keys}/{name}: {error}")

@@ -481,6 +481,19 @@ def test_a_request_alone_is_checked_and_signed_as_the_configuration_says(copy: P
     fine(generate(copy)) if key == "ec" else warned(generate(copy), "keys/server/cert.pem")
 
 
+def test_a_request_may_write_its_point_in_the_short_form(copy: Path) -> None:
+    server = copy / "keys/server"
+    keep_only(server)
+    point = ("-pkeyopt", "ec_paramgen_curve:P-256", "-out", copy / "long.pem")
+    openssl("genpkey", "-algorithm", "EC", *point)
+    openssl("ec", "-in", copy / "long.pem", "-conv_form", "compressed", "-out", copy / "short.pem")
+    openssl("req", "-new", "-key", copy / "short.pem", "-subj", "/CN=x", "-out", server / "csr.pem")
+    fine(generate(copy))
+    fine(generate(copy))
+    public = openssl("pkey", "-in", copy / "long.pem", "-pubout")
+    assert openssl("x509", "-in", server / "cert.pem", "-noout", "-pubkey") == public
+
+
 def test_a_key_alone_is_certified_as_it_stands(copy: Path) -> None:
     public = certificate(copy / "keys/server/cert.pem").public_key()
     keep_only(copy / "keys/server", "key.pem")
