@@ -98,6 +98,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def strangers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder for those of another CA with the same names, who trust this CA none the less."""
+    folder = tmp_path_factory.mktemp("strangers")
+    configure(folder)
+    assert generate(folder).returncode == 0
+    for node in ("server", "client"):
+        for name in ("ca.pem", "crl.pem"):
+            shutil.copy(made / "keys" / node / name, folder / "keys" / node)
+    return folder
+
+
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Path:
     """A copy of that folder, to change."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import programs
 import pytest
 from conftest import DEADLINE, ROOT, Server, Terminal, environment, run
 
@@ -29,7 +30,9 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-BLOCKS = [block for title, text in SECTIONS.items() if title not in STORIES for block in blocks(text)]
+# The recipes for other programs have tests of their own.
+PARTS = [text for title, text in SECTIONS.items() if title not in (*STORIES, programs.TITLE)]
+BLOCKS = [block for text in PARTS for block in blocks(text)]
 # What each shell block is known by; those of the tests themselves run in .ci/run.
 COMMANDS = (
     "pip install -q -r requirements.txt",

@@ -1,0 +1,120 @@
+"""Other programs and a node's folder: their part of the README, and the rows of its table."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from conftest import DEADLINE, PHRASES, ROOT, environment, run
+
+TITLE = "One folder, every program"
+README = (ROOT / "README.md").read_text()
+SECTION = dict(part.split("\n", 1) for part in README.split("\n## ")[1:])[TITLE]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One row of the table: its tests are what it is compared with."""
+
+    name: str  # as the README's heading of its recipes has it
+    library: str  # what makes its handshakes
+    version: str  # a command that prints the version
+    client: bool  # whether it calls simple_https_server.py (or its own kind)
+    server: bool  # whether simple_https_client.py (or its own kind) calls it
+    encrypted: bool  # whether it takes key.pem as it is, encrypted
+
+
+def check_row(program: Program) -> None:
+    """Compare a program with its row; the version here may be a newer one than that of the row."""
+    lines = re.findall(rf"^\| {re.escape(program.name)} \|.*$", SECTION, re.MULTILINE)
+    assert len(lines) == 1, f"one row of the README's table must be that of {program.name}"
+    _, library, shown, client, server, key = (cell.strip() for cell in lines[0].strip("|").split("|"))
+    yes = {True: "yes", False: ""}
+    assert (library, client, server) == (program.library, yes[program.client], yes[program.server])
+    assert key == ("encrypted" if program.encrypted else "plain")
+    result = run("bash", "-c", program.version, env={"PATH": path()})
+    found = re.search(r"\d+(\.\d+)+", result.stdout + result.stderr)
+    assert found, f"no version: {result.stdout}{result.stderr}"
+    numbers = [[int(part) for part in text.split(".")] for text in (shown, found[0])]
+    assert numbers[0] <= numbers[1], f"the README says {shown}, tested here is {found[0]}"
+
+
+def recipe(name: str, marker: str = "", kind: str = r"\w+") -> str:
+    """The first block of a program's part of the README, of some kind, that a marker stands in."""
+    (part,) = re.findall(rf"^### {re.escape(name)}\n(.*?)(?=^### |\Z)", SECTION, re.DOTALL | re.MULTILINE)
+    found = re.findall(rf"^```{kind}\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
+    return next(str(text) for text in found if marker in text)
+
+
+def path() -> str:
+    """The search path of a reader who has activated this Python's environment."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def paste(
+    folder: Path, text: str, port: int, env: Mapping[str, str] = PHRASES
+) -> subprocess.CompletedProcess[str]:
+    """Run a block as a reader in a folder with keys, at a port that the kernel gave instead of 8443."""
+    text = text.replace("8443", str(port))
+    return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**env, "PATH": path()})
+
+
+def poll(condition: Callable[[], bool], printed: Callable[[], str]) -> None:
+    """Wait until a condition holds; fail with what was printed if it never does."""
+    until = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < until, printed()
+        select.select([], [], [], 0.02)
+
+
+def free_port() -> int:
+    """A port that the kernel says is free."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether someone listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def running(
+    folder: Path,
+    text: str,
+    port: int,
+    ready: Callable[[], bool] | None = None,
+    env: Mapping[str, str] = PHRASES,
+) -> Iterator[Path]:
+    """Keep a block running that does not end by itself; yield the file of all that it prints."""
+    log = folder / f"log-{port}-{time.monotonic_ns()}"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", text.replace("8443", str(port))],
+            cwd=folder,
+            env=environment({**env, "PATH": path()}),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        poll(
+            ready or (lambda: answers(port)),
+            lambda: f"{log.read_text(errors='replace')}\nended: {process.poll()}",
+        )
+        yield log
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(DEADLINE)
