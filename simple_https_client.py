@@ -8,6 +8,7 @@ import re
 import socket
 import ssl
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 def say(text: str, stream: TextIO) -> None:
     """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    line = line.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
     print(line, file=stream, flush=True)
 
 
@@ -42,8 +44,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
         context.load_verify_locations(keys / "ca.pem")
         anchors = [ca["subject"] for ca in context.get_ca_certs()]
-        chain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        chain.load_verify_locations(keys / "fullchain.pem")
+        chain = ssl.create_default_context(cafile=keys / "fullchain.pem")  # to read it, no more
         for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
             if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would widen trust
                 context.load_verify_locations(cadata=der)  # for peers that send no issuers
@@ -57,16 +58,18 @@ def make_context(keys: Path) -> ssl.SSLContext:
 
 def converse(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
     """Send each message and print its answer; raise OSError."""
-    with connection.makefile("rb") as lines:
-        for number, message in enumerate(messages):
-            with suppress(OSError):  # after a refusal; its alert is still there to be read
-                connection.sendall(message)
-            answer = lines.readline(MAX_LINE)
-            if not answer.endswith(b"\n"):
-                raise ConnectionError("no answer, or one that is cut short or too long")
-            if number == 0:  # TLS 1.3 does not tell a client earlier that it was accepted
-                say("connected", sys.stdout)
-            say(f"read: [{answer[:-1].decode(errors='backslashreplace')}]", sys.stdout)
+    for number, message in enumerate(messages):
+        with suppress(OSError):  # after a refusal; its alert is still there to be read
+            connection.sendall(message)
+        answer, deadline = b"", time.monotonic() + TIMEOUT
+        while not answer.endswith(b"\n"):
+            data = connection.recv(MAX_LINE)
+            answer += data
+            if not data or len(answer) > MAX_LINE or time.monotonic() > deadline:
+                raise ConnectionError("no answer, or one that is cut short, too long or too slow")
+        if number == 0:  # TLS 1.3 does not tell a client earlier that it was accepted
+            say("connected", sys.stdout)
+        say(f"read: [{answer[:-1].decode(errors='backslashreplace')}]", sys.stdout)
     with suppress(OSError):
         connection.unwrap()  # sends close_notify; all answers are here, whatever comes back
 
@@ -86,16 +89,13 @@ def main() -> int:
     try:
         context = make_context(options.keys)
         raw = socket.create_connection((options.host, options.port), TIMEOUT)
-        with context.wrap_socket(
-            raw, do_handshake_on_connect=False, suppress_ragged_eofs=False, server_hostname=options.host
-        ) as tls:
-            tls.do_handshake()  # verifies the server and its name
+        with context.wrap_socket(raw, suppress_ragged_eofs=False, server_hostname=options.host) as tls:
             tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if options.verbose:
                 names: Any = tls.getpeercert()
                 pairs = sum(names["subject"], names.get("subjectAltName", ()))
                 say(f"{tls.cipher()}, {', '.join(f'{k}={v}' for k, v in pairs)}", sys.stderr)
-            converse(tls, messages)
+            converse(tls, messages)  # the server is verified, and its name
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, EOFError) as error:

@@ -60,8 +60,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
         context.load_verify_locations(keys / "ca.pem")
         anchors = [ca["subject"] for ca in context.get_ca_certs()]
-        chain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        chain.load_verify_locations(keys / "fullchain.pem")
+        chain = ssl.create_default_context(cafile=keys / "fullchain.pem")  # to read it, no more
         for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
             if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would widen trust
                 context.load_verify_locations(cadata=der)  # for peers that send no issuers
@@ -82,7 +81,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
         try:  # create_server sets SO_REUSEADDR and IPV6_V6ONLY
             listeners.append(socket.create_server(address, family=family, backlog=MAX_CONNECTIONS))
         except OSError as error:
-            if not listeners or error.errno != errno.EADDRNOTAVAIL:  # a system without IPv6
+            if not listeners or error.errno == errno.EADDRINUSE:  # else there is no IPv6
                 raise
     return listeners
 
@@ -98,8 +97,10 @@ def converse(connection: ssl.SSLSocket) -> None:
             say(f"read: [{text}]", sys.stdout)
             if re.fullmatch(r"[A-Z]+ \S+ HTTP/1\.\d", text):
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
-                while lines.read(MAX_LINE):  # headers, until the peer closes
-                    pass
+                deadline = time.monotonic() + IDLE_TIMEOUT
+                while lines.read1(MAX_LINE):  # headers, until the peer closes
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("an HTTP request without an end")
             else:
                 connection.sendall(b"hello\n" if line == b"hola\n" else line)
     say("closed", sys.stdout)
@@ -114,9 +115,8 @@ def serve(raw: socket.socket, address: Any, context: ssl.SSLContext, verbose: bo
             connection.settimeout(TIMEOUT)
             connection.do_handshake()  # verifies the client; if it fails, an alert tells it why
             connection.settimeout(IDLE_TIMEOUT)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if hasattr(socket, "TCP_QUICKACK"):  # or the first line waits for a delayed ACK
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            for option in (socket.TCP_NODELAY, getattr(socket, "TCP_QUICKACK", socket.TCP_NODELAY)):
+                connection.setsockopt(socket.IPPROTO_TCP, option, 1)  # or lines wait for a delayed ACK
             if verbose:
                 names: Any = connection.getpeercert()
                 pairs = sum(names["subject"], names.get("subjectAltName", ()))

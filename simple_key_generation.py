@@ -336,7 +336,7 @@ def pass_phrase(variable: str, new: bool = False) -> bytes:
 def complain(kind: str, problem: object) -> None:
     """Print an error or a warning as one line on standard error, and none twice."""
     if isinstance(problem, OSError):
-        problem = f"{problem.filename}: {problem.strerror}"
+        problem = f"{problem.filename2 or problem.filename}: {problem.strerror}"  # of a rename, whereto
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{SCRIPT}: {kind}: {problem}")
     if (kind, line) not in SAID:
         print(line, file=sys.stderr, flush=True)

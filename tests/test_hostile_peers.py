@@ -513,6 +513,25 @@ def test_those_who_stop_after_their_handshake_are_ended_and_those_who_go_on_are_
     assert text.count(f"longer than {MAX_LINE} bytes") == 2, text
 
 
+def test_a_request_of_http_without_an_end_is_ended(tune: Tune, good: ssl.SSLContext) -> None:
+    server = tune("script.IDLE_TIMEOUT = 1.5", "script.TIMEOUT = 1")
+    before = footprint(server)
+    with tls(server.port, good) as connection, tls(server.port, good) as held:
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        assert connection.recv(MAX_LINE).endswith(b"hello")
+        connection.setblocking(False)
+
+        def drip() -> bool:
+            select.select([], [], [], 0.1)
+            with contextlib.suppress(OSError):
+                connection.send(b"x: y\r\n")
+            assert ask(held, b"hola") == b"hello"
+            return "without an end" in "".join(complaints(server))
+
+        wait_for(server, drip)
+    wait_for(server, lambda: footprint(server)[:2] == before[:2])
+
+
 def test_past_the_limit_newcomers_wait_and_those_being_served_are_not_harmed(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
@@ -923,6 +942,12 @@ def pour(connection: ssl.SSLSocket) -> None:
         connection.sendall(b"a")
 
 
+def drip(connection: ssl.SSLSocket) -> None:
+    while True:
+        connection.sendall(b"a")
+        select.select([], [], [], 0.2)
+
+
 def cut_mid_answer(connection: ssl.SSLSocket) -> None:
     connection.sendall(b"hel")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -970,6 +995,7 @@ def reset_at_once(raw: socket.socket) -> None:
 ENDS: dict[str, tuple[Behaviour, str]] = {
     "stops-mid-answer": (stop_mid_answer, "timed out"),
     "pours-without-a-newline": (pour, "too long|timed out|slow"),
+    "drips-for-ever": (drip, "too slow"),
     "resets-mid-answer": (cut_mid_answer, "reset|end of input|EOF|cut short"),
     "cuts-mid-record": (cut_mid_record, "EOF|end of input|cut short"),
     "damages-a-record": (damage_a_record, "bad record mac|decryption failed"),
@@ -1208,6 +1234,13 @@ def test_text_that_is_harmless_is_shown_as_it_stands(
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["connected", *(f"read: [{text}]" for text in texts)]
     assert [quoted(line) for line in transcript(mirror, start)] == texts
+
+
+def test_the_client_shows_the_codes_of_what_its_terminal_lacks(made: Path, mirror: Server) -> None:
+    env = {**PHRASES, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    result = client(mirror.port, made / "keys/client", "robot: ok", "Ü 🤖", env=env)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[1:] == ["read: [robot: ok]", r"read: [\xdc \U0001f916]"]
 
 
 def test_long_lines_of_clients_at_once_never_mix(made: Path, mirror: Server, good: ssl.SSLContext) -> None:

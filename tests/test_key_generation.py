@@ -134,6 +134,31 @@ def test_keys_are_0600_and_folders_0700_whatever_the_umask(tmp_path: Path) -> No
                 assert mode & 0o600 == 0o600 and not mode & 0o022, path
 
 
+@pytest.mark.parametrize("planted", ["client", ".client.part", "server/.key.pem.part", "client/key.pem"])
+@pytest.mark.parametrize("there", ["an empty folder", "a file", "nothing"])
+def test_no_secret_goes_where_a_planted_link_points(copy: Path, planted: str, there: str) -> None:
+    link, elsewhere = copy / "keys" / planted, copy / "elsewhere"
+    drop(copy / "keys", "client")
+    link.parent.mkdir(0o700, exist_ok=True)
+    link.symlink_to(elsewhere)
+    if there == "a file":
+        elsewhere.write_text("theirs")
+    elif there == "an empty folder":
+        elsewhere.mkdir()
+    before = tree(elsewhere) if elsewhere.exists() else None
+    result = generate(copy)
+    assert before == (tree(elsewhere) if elsewhere.exists() else None)
+    if planted.endswith(".part"):  # is cleared away
+        fine(result)
+    else:
+        refused(result, "keys/client")
+        link.unlink()
+        if planted == "client/key.pem":
+            drop(copy / "keys", "client")
+        fine(generate(copy))
+    assert {*os.listdir(copy / "keys/client")} == NODE_FILES
+
+
 def test_a_line_per_entry_shows_the_tree(tmp_path: Path) -> None:
     configure(tmp_path)
     for state in ("made", "kept"):

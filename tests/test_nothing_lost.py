@@ -314,13 +314,15 @@ def require_sound(keys: Path, before: Stock, case: Case) -> Stock:
     require_nothing_lost(before, now, case.changes)
     for name, data in files.items():
         assert is_whole(data) or (case.prepare is spoil and data == ALTERED), name
+    for path in keys.rglob("*"):  # what is hidden, being half-written, too
+        if path.is_dir() or "key.pem" in path.name:
+            assert path.stat().st_mode & 0o077 == 0, f"{path} is for others"
     for folder in {name.partition("/")[0] for name in files}:
         held = {name for name in NODE_FILES if f"{folder}/{name}" in files}
         if not any(name.startswith(f"{folder}/") for name in before.kept):
             assert held == NODE_FILES, f"{folder} appeared before it was whole"
         key, pem = (files.get(f"{folder}/{name}") for name in ("key.pem", "cert.pem"))
         if key is not None:
-            assert (keys / folder / "key.pem").stat().st_mode & 0o077 == 0, "key.pem is for others"
             assert pem is None or public_key(key, folder) == public_key(pem, folder)
         if pem is not None and folder != "root" and case.prepare is not spoil:
             record = f"{'root' if folder in CAS else 'master'}/issued/{folder}-{serial_number(pem):X}.pem"
