@@ -97,7 +97,7 @@ def main() -> int:
                 say(f"{tls.cipher()}, {', '.join(f'{k}={v}' for k, v in pairs)}", sys.stderr)
             converse(tls, messages)  # the server is verified, and its name
     except KeyboardInterrupt:
-        return 130
+        os._exit(130)  # closes what is open
     except (OSError, ValueError, EOFError) as error:
         words = re.sub(r"\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error)) or "end of input"
         what = "refused by" if " alert " in words else "no exchange with"
