@@ -20,8 +20,7 @@ TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 def say(text: str, stream: TextIO) -> None:
     """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    line = line.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
-    print(line, file=stream, flush=True)
+    print(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
 
 
 def ask_passphrase() -> str:
@@ -58,18 +57,19 @@ def make_context(keys: Path) -> ssl.SSLContext:
 
 def converse(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
     """Send each message and print its answer; raise OSError."""
+    unread = b""
     for number, message in enumerate(messages):
         with suppress(OSError):  # after a refusal; its alert is still there to be read
             connection.sendall(message)
-        answer, deadline = b"", time.monotonic() + TIMEOUT
-        while not answer.endswith(b"\n"):
-            data = connection.recv(MAX_LINE)
-            answer += data
-            if not data or len(answer) > MAX_LINE or time.monotonic() > deadline:
+        deadline = time.monotonic() + TIMEOUT
+        while b"\n" not in unread:
+            unread += (data := connection.recv(MAX_LINE))
+            if not data or len(unread) > MAX_LINE or time.monotonic() > deadline:
                 raise ConnectionError("no answer, or one that is cut short, too long or too slow")
+        answer, _, unread = unread.partition(b"\n")
         if number == 0:  # TLS 1.3 does not tell a client earlier that it was accepted
             say("connected", sys.stdout)
-        say(f"read: [{answer[:-1].decode(errors='backslashreplace')}]", sys.stdout)
+        say(f"read: [{answer.decode(errors='backslashreplace')}]", sys.stdout)
     with suppress(OSError):
         connection.unwrap()  # sends close_notify; all answers are here, whatever comes back
 
