@@ -30,10 +30,10 @@ PROGRAMS = (
     Program("Chromium", "BoringSSL and NSS", "chromium --version", True, False, False),
 )
 
-# The recipes as a client, by what stands in their shell blocks; OpenSSL's is one of another section.
+# The recipes as a client, by what stands in their shell blocks; those of the first two have a section above.
+ABOVE = {"OpenSSL": "openssl s_client", "curl": "curl --silent"}
 CLIENTS: dict[str, tuple[str, ...]] = {
-    "OpenSSL": (),
-    "curl": ("curl --silent",),
+    **dict.fromkeys(ABOVE, ()),
     "Wget": ("wget",),
     "GnuTLS": ("gnutls-cli",),
     "NSS": ("certutil", "tstclnt"),
@@ -129,8 +129,8 @@ def home(place: Path) -> dict[str, str]:
 def call(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
     """Have a program ask the server at a port, by its recipe, with the client's keys of a folder."""
     text = "".join(recipe(name, marker, "sh") for marker in CLIENTS[name])
-    if name == "OpenSSL":
-        (text,) = re.findall(r"^```sh\n(.* openssl s_client .*\n)```$", README, re.MULTILINE)
+    if name in ABOVE:
+        (text,) = re.findall(rf"^```sh\n(.* {ABOVE[name]} .*\n)```$", README, re.MULTILINE)
     if name != "Caddy":
         return paste(place, text.replace("--headless", f"--headless {FLAGS}"), port, home(place))
     lent = free_port()
