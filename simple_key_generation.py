@@ -18,10 +18,11 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ from OpenSSL import crypto
 
 X509_STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
 CRL_CHECK = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
-RevocationList = x509.CertificateRevocationList
+to_openssl = lru_cache(maxsize=16)(crypto.X509.from_cryptography)
 PEM = serialization.Encoding.PEM
 RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
 
@@ -244,10 +245,7 @@ def in_walking_order(entries: dict[str, Entry]) -> dict[str, Entry]:
 
 @cache  # the entries of a fleet have most of their values in common
 def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionType | None, bool]:
-    """Read a value as OpenSSL's x509v3_config(5) writes it; else raise ValueError.
-
-    Return it, or None if it follows from a key, and whether it is critical (RFC 5280, 4.2).
-    """
+    """Return a value of x509v3_config(5), None if a key decides, and if critical; else raise ValueError."""
     items = [item.strip() for item in value.split(",")]
     critical = items[0] == "critical"
     items = items[critical:]
@@ -310,9 +308,8 @@ def read_name(item: str, constraint: bool = False) -> x509.GeneralName:
     uri = host if constraint else "[A-Za-z][A-Za-z0-9+.-]*:[!-~]+"
     if not re.fullmatch({"DNS": host, "URI": uri, "email": email}[kind], value):
         raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
-    if kind == "DNS":
-        return x509.DNSName(value)
-    return x509.RFC822Name(value) if kind == "email" else x509.UniformResourceIdentifier(value)
+    general_name = {"DNS": x509.DNSName, "URI": x509.UniformResourceIdentifier}.get(kind, x509.RFC822Name)
+    return general_name(value)
 
 
 def pass_phrase(variable: str, new: bool = False) -> bytes:
@@ -354,12 +351,7 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
         raise Fault(f"{path}: is damaged, or not what its name says") from None
 
 
-def is_due(begins: datetime, ends: datetime) -> bool:
-    """Return whether a certificate or list is in the last third of its life, or past it."""
-    return ends - (ends - begins) / 3 < NOW
-
-
-def load_lists(data: bytes) -> list[RevocationList]:
+def load_lists(data: bytes) -> list[x509.CertificateRevocationList]:
     """Return all revocation lists in a file; else raise ValueError."""
     return [x509.load_pem_x509_crl(x) for x in re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)]
 
@@ -374,7 +366,7 @@ def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
     place = folder if holds else f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.part"
     os.makedirs(place, 0o700, exist_ok=True)
     for name, data in files.items():
-        path, part = f"{place}/{name}", f"{place}/.{name}.part"
+        path, part = f"{place}/{name}", f"{place}/{f'.{name}.part' if holds else name}"
         if name not in holds or Path(path).read_bytes() != data:
             mode = 0o600 if name == "key.pem" else 0o644  # from the first moment on
             try:
@@ -420,7 +412,8 @@ class Entry:
     subject: x509.Name
     times: dict[str, datetime]  # notBefore, notAfter, nextUpdate, in UTC
     extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
-    lists: tuple[RevocationList, ...] = ()  # of a CA: its own, then its issuers'; none if one lacks
+    new_key: Callable[[], Any] | None = None  # gives the key that is being made ahead
+    lists: tuple[x509.CertificateRevocationList, ...] = ()  # a CA's own and those above, or none
 
     def visit(self, keys: str, above: Entry | None, options: argparse.Namespace) -> None:
         """Keep, make or renew everything, verify it, and write what is new. Raises Fault, OSError."""
@@ -437,7 +430,8 @@ class Entry:
             self.certificate = read_pem(path, x509.load_pem_x509_certificate)
         self.match(path)
         if self.state == "kept":
-            self.due = is_due(self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc)
+            begins, ends = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
+            self.due = ends - (ends - begins) / 3 < NOW  # in the last third of its life, or past it
             if above and self.certificate.serial_number in above.revoked:
                 self.state = "revoked"
             elif self.name in (options.renew or []) or (options.renew == [] and self.due):
@@ -454,10 +448,11 @@ class Entry:
                 return
             raise Fault(f"{path}: certificate revoked: rm -r {self.path}, and run again")
         (above or self).verify(path, self.certificate)
-        self.compare(path)
+        if self.holds:
+            self.compare(path)
         if self.state in ("made", "renewed"):
             self.files["cert.pem"] = pem(self.certificate)
-        self.files["fullchain.pem"] = pem(*self.chain[:-1] or self.chain) + self.cross
+        self.files["fullchain.pem"] = pem(self.certificate) + pem(*self.issuers[:-1]) + self.cross
         self.files["ca.pem"] = pem(self.chain[-1])
         record = f"{self.name}-{self.certificate.serial_number:X}.pem"
         if above and record not in above.issued:  # before the certificate goes anywhere else
@@ -472,7 +467,7 @@ class Entry:
         if not self.holds:
             phrase = pass_phrase(variable, new=True) if variable else None
             cipher = serialization.BestAvailableEncryption(phrase) if phrase else serialization.NoEncryption()
-            key = KEY_TYPES[self.fields["key"]]()
+            key = (self.new_key or KEY_TYPES[self.fields["key"]])()
             self.files["key.pem"] = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, cipher)
             return key
         if not os.path.exists(path):  # perhaps a link to a stick that is not here
@@ -488,8 +483,8 @@ class Entry:
     def locked(self) -> bool:
         """Whether someone would have to be asked for the key's pass phrase."""
         path, variable = f"{self.path}/key.pem", self.passphrase
-        asks = variable not in {*os.environ, *PHRASES}
-        return asks and os.path.exists(path) and b"ENCRYPTED" in Path(path).read_bytes()
+        known = variable in PHRASES or (variable or "") in os.environ
+        return not known and os.path.exists(path) and b"ENCRYPTED" in Path(path).read_bytes()
 
     def sign(self, builder: Any) -> Any:
         """Sign a certificate, request or list with this folder's key. Raises Fault."""
@@ -562,9 +557,8 @@ class Entry:
             complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
         if not self.locked and self.key is not None and self.key.public_key() != public:
             raise Fault(f"{path}: is for another key than {key}")
-        ext = {each.oid._name: each.value for each in self.certificate.extensions}
-        is_authority = getattr(ext.get("basicConstraints"), "ca", False) and "subjectKeyIdentifier" in ext
-        if self.is_ca and not is_authority:
+        ext = {x.oid._name: getattr(x.value, "ca", True) for x in self.certificate.extensions if self.is_ca}
+        if self.is_ca and not (ext.get("basicConstraints") and "subjectKeyIdentifier" in ext):
             raise Fault(f"{path}: is no CA's certificate: it takes CA:TRUE and a subjectKeyIdentifier")
         if "csr.pem" in self.holds and self.requested_key() != public:
             raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
@@ -589,7 +583,7 @@ class Entry:
         if self.state == "kept" and self.due:
             complain("warning", f"{path}: due for --renew, ends on {self.certificate.not_valid_after_utc:%F}")
 
-    def newest_list(self) -> tuple[int, RevocationList | None]:
+    def newest_list(self) -> tuple[int, x509.CertificateRevocationList | None]:
         """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
         path, ca, kept = f"{self.path}/crl.pem", self.certificate, "crl.pem" in self.holds
         number, newest, place = -1, None, ""
@@ -610,7 +604,7 @@ class Entry:
             raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
         return number, newest
 
-    def own_list(self, options: argparse.Namespace) -> tuple[RevocationList, ...]:
+    def own_list(self, options: argparse.Namespace) -> tuple[x509.CertificateRevocationList, ...]:
         """Keep, extend, refresh or begin a CA's list (RFC 5280, section 5). Raises Fault, OSError."""
         path, ca, last = f"{self.path}/crl.pem", self.certificate, self.certificate.not_valid_after_utc
         number, own = self.newest_list()
@@ -619,7 +613,7 @@ class Entry:
         added = [x.serial_number for x in named if x.serial_number not in self.revoked]
         if own is not None and not added:
             ends = own.next_update_utc or last
-            if last <= NOW or not is_due(own.last_update_utc, ends):
+            if last <= NOW or ends - (ends - own.last_update_utc) / 3 >= NOW:
                 return (own,)
             if self.locked or self.key is None:
                 if ends <= NOW:
@@ -658,7 +652,7 @@ class Entry:
         algorithm = certificate.signature_hash_algorithm
         if algorithm is not None and algorithm.name in ("md5", "sha1"):
             raise Fault(f"{path}: is signed with {algorithm.name}, which can be forged")
-        leaf, *between, anchor = map(crypto.X509.from_cryptography, [certificate, *self.chain])
+        leaf, *between, anchor = map(to_openssl, [certificate, *self.chain])
         store = crypto.X509Store()
         store.add_cert(anchor)
         for each in self.lists:
@@ -697,8 +691,13 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
     for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):  # what a killed run left
         for part in Path(keys).glob(pattern):
             shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
+    pool = ThreadPoolExecutor(os.cpu_count())
+    for name, entry in entries.items():  # RSA keys take long: they are made ahead, on all cores
+        if entry.fields["key"].startswith("rsa:") and not os.path.lexists(f"{keys}/{name}"):
+            entry.new_key = pool.submit(KEY_TYPES[entry.fields["key"]]).result
     failed: dict[str | None, str] = {}  # by name: the entry whose failure it hangs under
-    for count, (name, entry) in enumerate(entries.items(), 1):
+    for count, name in enumerate(names := [*entries], 1):
+        entry = entries[name] if entries[name].is_ca else entries.pop(name)  # to be forgotten when done
         above, cause = entries.get(entry.issuer or ""), failed.get(entry.issuer)
         spreads = above is not None and above.lists and "crl.pem" in above.holds
         if cause and not (spreads and os.path.exists(f"{keys}/{name}/cert.pem")):
@@ -713,11 +712,12 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
         else:
             failed |= {name: name} if entry.state == "revoked" else {}
             if not options.quiet:
-                print(f"[{count:2}/{len(entries)}] " * (len(entries) > 9) + entry.line(), flush=True)
+                print(f"[{count:2}/{len(names)}] " * (len(names) > 9) + entry.line(), flush=True)
     for name, number in Counter(failed.values()).items():
         if number > 1:
             kind = "warning" if name in options.revoke else "error"
             complain(kind, f"{keys}: left alone: {number - 1} below {name}, which failed or is revoked")
+    pool.shutdown(cancel_futures=True)
     os.sync()
     return int("error" in dict(SAID))
 
@@ -740,7 +740,7 @@ def main() -> int:
     try:
         return walk(options.keys, read_configuration(options.config), options)
     except KeyboardInterrupt:
-        return 130
+        os._exit(130)  # without a wait for keys that are being made
     except (Fault, OSError) as error:
         complain("error", error)
         return 2 if isinstance(error, ConfigurationError) else 1

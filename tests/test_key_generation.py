@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
-from conftest import GENERATE, PHRASES, configure, environment, generate, openssl, run
+from conftest import DEADLINE, GENERATE, PHRASES, configure, environment, generate, openssl, run
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from folders import (
@@ -369,6 +369,37 @@ def test_of_two_runs_the_second_waits_and_finds_all_made(tmp_path: Path) -> None
     assert all("/100]" in line for line in out.splitlines()), "a count shows the progress"
     out, err = second.communicate(timeout=30)
     assert (second.returncode, err, out.count(" made "), out.count(" kept ")) == (0, "", 0, 100)
+
+
+def rsa_nodes(folder: Path, count: int, bits: int) -> None:
+    """Add nodes with RSA keys, which are made ahead on all cores, to the configuration."""
+
+    def fleet(keys: dict[str, Any]) -> None:
+        node = {**keys["nodes"]["client"], "key": f"rsa:{bits}"}
+        keys["nodes"].update({f"rsa{number}": node for number in range(count)})
+
+    edit(folder, fleet)
+
+
+def test_rsa_keys_that_are_made_ahead_come_in_the_order_of_the_tree(tmp_path: Path) -> None:
+    rsa_nodes(tmp_path, 6, 2048)
+    shown = [line.partition("]")[2].split() for line in fine(generate(tmp_path)).stdout.splitlines()]
+    assert [words[0] for words in shown[4:]] == [f"rsa{number}" for number in range(6)]
+    assert [words[2] for words in shown[4:]] == ["rsa:2048"] * 6
+    keys = [certificate(tmp_path / f"keys/rsa{n}/cert.pem").public_key() for n in range(6)]
+    assert not any(one == other for place, one in enumerate(keys) for other in keys[:place])
+    fine(generate(tmp_path))  # compares each with its certificate
+
+
+def test_ctrl_c_waits_for_no_key_that_is_being_made(tmp_path: Path) -> None:
+    rsa_nodes(tmp_path, 8, 8192)
+    process = start(tmp_path)
+    assert "root" in first_line(process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (130, "")
+    configure(tmp_path)
+    fine(generate(tmp_path))
 
 
 @pytest.mark.parametrize(("how", "status"), [("SIGKILL", -9), ("SIGINT", 130)])

@@ -228,7 +228,7 @@ def leave(folder: Path) -> None:
     (keys / "server").rename(keys / ".server.part")
     shutil.copytree(keys / "client", keys / ".client.part")
     for name in ("root/.issued.part/.x.pem.part", "master/issued/.x.pem.part", "client/.crl.pem.part"):
-        (keys / name).parent.mkdir(exist_ok=True)
+        (keys / name).parent.mkdir(0o700, exist_ok=True)
         (keys / name).write_text("half a f")
 
 
