@@ -40,7 +40,7 @@ PEM = serialization.Encoding.PEM
 RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
 
 SCRIPT = "simple_key_generation.py"
-NOW = datetime.now(timezone.utc).replace(microsecond=0)
+NOW = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(seconds=1)  # OpenSSL's may be behind
 SAID: set[tuple[str, str]] = set()  # errors and warnings
 PHRASES: dict[str, str] = {}  # by environment variable, once they were asked for
 KEY_TYPES: dict[str, Callable[[], Any]] = {
@@ -59,7 +59,11 @@ KEY_USAGES = [  # in the order of their bits
     *("keyAgreement", "keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"),
 ]
 PKIX = {"serverAuth": "3.1", "clientAuth": "3.2", "codeSigning": "3.3", "emailProtection": "3.4"}
-PKIX |= {"timeStamping": "3.8", "OCSPSigning": "3.9", "OCSP": "48.1", "caIssuers": "48.2"}  # RFC 5280
+PKIX |= {"timeStamping": "3.8", "OCSPSigning": "3.9", "OCSP": "48.1", "caIssuers": "48.2"}
+PKIX = {name: f"1.3.6.1.5.5.7.{arc}" for name, arc in PKIX.items()}  # RFC 5280, 4.2.1.12 and 4.2.2.1
+oid = x509.ObjectIdentifier
+UNREADABLE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
+INVALID = (ValueError, OverflowError, UnsupportedAlgorithm, *UNREADABLE)  # what cryptography raises
 OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
@@ -119,10 +123,10 @@ class Loader(yaml.CSafeLoader):
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Put the place in the configuration before what a ValueError says."""
+    """Put the place in the configuration before what is wrong there."""
     try:
         yield
-    except (ValueError, OverflowError) as error:
+    except INVALID as error:
         raise ConfigurationError(f"{place}: {error}") from None
 
 
@@ -174,8 +178,7 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
             raise ValueError("must be a mapping of fields to their values")
     texts: dict[str, str] = {}  # by path, such as subject.commonName
     names: list[x509.NameAttribute[str | bytes]] = []
-    times = {"notBefore": NOW}
-    extensions = {}
+    times, extensions = {"notBefore": NOW}, dict[str, tuple[x509.ExtensionType | None, bool]]()
     for group, part in value.items():
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
             path = f"{group}.{field}".rstrip(".")
@@ -189,8 +192,8 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
                 form = ".+" if group == "extensions" else FORMS[path]
                 content = texts[group] = texts[path] = read_text(item, name, form)
                 if group == "subject":
-                    oid = getattr(x509.NameOID, re.sub("([A-Z])", r"_\1", field).upper())
-                    names.append(x509.NameAttribute(oid, content))
+                    kind = getattr(x509.NameOID, re.sub("([A-Z])", r"_\1", field).upper())
+                    names.append(x509.NameAttribute(kind, content))
                 elif group == "validity":
                     times[field] = read_time(field, content)
                 elif group == "extensions":
@@ -267,7 +270,7 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
                 raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
             return usage, critical
         case "extendedKeyUsage":
-            return x509.ExtendedKeyUsage([oid(item) for item in items]), critical
+            return x509.ExtendedKeyUsage([oid(PKIX.get(item, item)) for item in items]), critical
         case "subjectKeyIdentifier" | "authorityKeyIdentifier":
             return None, critical
         case "subjectAltName":
@@ -285,15 +288,13 @@ def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionTy
             return x509.CRLDistributionPoints(points), critical
         case "authorityInfoAccess":
             pairs = [item.split(";", 1) for item in items]
-            accesses = [x509.AccessDescription(oid(method), read_name(uri)) for method, uri in pairs]
+            accesses = [x509.AccessDescription(oid(PKIX.get(how, how)), read_name(uri)) for how, uri in pairs]
             return x509.AuthorityInformationAccess(accesses), critical
     content = bytes.fromhex("".join(items).removeprefix("DER:").replace(":", " "))
-    return x509.UnrecognizedExtension(oid(name), content), critical
-
-
-def oid(item: str) -> x509.ObjectIdentifier:
-    """Return the object identifier of a name (RFC 5280, 4.2.1.12, 4.2.2.1) or a dotted one."""
-    return x509.ObjectIdentifier(f"1.3.6.1.5.5.7.{PKIX[item]}" if item in PKIX else item)
+    extension = x509.UnrecognizedExtension(oid(name), content)
+    request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(extension, critical)
+    getattr(request.sign(ed25519.Ed25519PrivateKey.generate(), None), "extensions", None)  # is it sound?
+    return extension, critical
 
 
 def read_name(item: str, constraint: bool = False) -> x509.GeneralName:
@@ -347,7 +348,7 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
         for each in loaded if isinstance(loaded, list) else [loaded, loaded.public_key()]:
             getattr(each, "extensions", None)  # what cryptography parses only when it is asked for
         return loaded
-    except (ValueError, UnsupportedAlgorithm):
+    except INVALID:
         raise Fault(f"{path}: is damaged, or not what its name says") from None
 
 
@@ -515,13 +516,12 @@ class Entry:
                 request = self.sign(x509.CertificateSigningRequestBuilder(self.subject))
                 write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
             raise Fault(f"{path}: have {signer.path} sign it, put cert.pem beside it, and run again")
-        ends = [self.times["notAfter"], *(ca.not_valid_after_utc for ca in self.issuers)]
         issuer = self.issuers[0].subject if self.issuers else self.subject
         builder = (
             x509.CertificateBuilder(issuer, self.subject, key)
             .serial_number(x509.random_serial_number())  # 159 random bits
             .not_valid_before(self.times["notBefore"])
-            .not_valid_after(min(ends))
+            .not_valid_after(min([self.times["notAfter"], *(ca.not_valid_after_utc for ca in self.issuers)]))
         )
         for value, critical in self.profile(key):
             builder = builder.add_extension(value, critical)
@@ -705,7 +705,7 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
             continue
         try:
             entry.visit(keys, above, options)
-        except (Fault, OSError, ValueError, UnsupportedAlgorithm) as error:
+        except (Fault, OSError, *INVALID) as error:
             failed[name] = cause or name
             if not cause:
                 complain("error", error if isinstance(error, (Fault, OSError)) else f"{keys}/{name}: {error}")

@@ -690,6 +690,29 @@ def test_a_broken_signature_is_an_error(copy: Path) -> None:
     in_copies(copy, ["server/cert.pem", "master/cert.pem", "master/crl.pem"], check)
 
 
+def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
+    def check(copy: Path, what: str) -> None:
+        path, request = copy / "keys/client/cert.pem", copy / "client.csr"
+        if what == "version 4":
+            flip(path, 12)
+        else:
+            subject = ("-subj", SUBJECT + "client", "-passin", "pass:sros")
+            openssl("req", "-new", "-key", path.with_name("key.pem"), *subject, "-out", request)
+            extensions = SERVER_EXTENSIONS.replace("serverAuth", "clientAuth")
+            sign(request, copy / "keys/master", "sros", extensions, path)
+            warned(generate(copy), "subjectAltName")  # without it, it is kept
+            sign(request, copy / "keys/master", "sros", f"{extensions}{what}\n", path)
+            if what == two:  # are made one
+                flip(path, decoded(path).index(bytes.fromhex("06032a0305")) + 4)
+        before = tree(copy)
+        refused(generate(copy), "keys/client/cert.pem: is damaged, or not what its name says")
+        assert tree(copy) == before, what
+
+    x400 = "2.5.29.18 = DER:30:02:a3:00"
+    two = "1.2.3.4 = DER:05:00\n1.2.3.5 = DER:05:00"
+    in_copies(copy, ["version 4", x400, two], check)
+
+
 def test_a_trust_anchors_broken_signature_is_an_error(copy: Path) -> None:
     flip(copy / "keys/root/cert.pem", -3)
     before = tree(copy)
