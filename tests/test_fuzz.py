@@ -1,0 +1,1031 @@
+"""Configurations, values and folders that nobody thought of, by Hypothesis: right, or refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_network
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import yaml
+from conftest import GENERATE, PHRASES, ROOT, generate
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
+from folders import DERIVED, certificate, lists
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from OpenSSL import crypto
+
+STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
+STRICT |= crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # None: where tempfile puts it
+ENVIRONMENT = PHRASES
+PREFIX = f"{GENERATE.name}: "
+NOT_CONFIGURATION = [  # status 1: what the environment lacks, and what only OpenSSL can judge
+    r"\w+ is not set, and no terminal answers: set it",
+    r"\w+: a pass phrase must have 1 to 1023 bytes",
+    r"keys/\S+/cert\.pem: .+ \(.*\); --renew it, or rm -r its folder and run again",
+    r"keys: left alone: \d+ below \S+, which failed or is revoked",
+]
+KEYS: dict[str, Callable[[], Any]] = {
+    "ec:prime256v1": ec.SECP256R1,
+    "ec:secp384r1": ec.SECP384R1,
+    "ec:secp521r1": ec.SECP521R1,
+    "ed25519": lambda: ed25519.Ed25519PublicKey,
+    "ed448": lambda: ed448.Ed448PublicKey,
+    "ml-dsa-44": lambda: mldsa.MLDSA44PublicKey,
+    "ml-dsa-65": lambda: mldsa.MLDSA65PublicKey,
+    "ml-dsa-87": lambda: mldsa.MLDSA87PublicKey,
+}
+SUBJECT = {
+    "countryName": x509.NameOID.COUNTRY_NAME,
+    "stateOrProvinceName": x509.NameOID.STATE_OR_PROVINCE_NAME,
+    "localityName": x509.NameOID.LOCALITY_NAME,
+    "organizationName": x509.NameOID.ORGANIZATION_NAME,
+    "organizationalUnitName": x509.NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "commonName": x509.NameOID.COMMON_NAME,
+    "serialNumber": x509.NameOID.SERIAL_NUMBER,
+    "domainComponent": x509.NameOID.DOMAIN_COMPONENT,
+    "emailAddress": x509.NameOID.EMAIL_ADDRESS,
+}
+NODE_USAGES = {
+    "digitalSignature": "digital_signature",
+    "nonRepudiation": "content_commitment",
+    "keyEncipherment": "key_encipherment",
+    "dataEncipherment": "data_encipherment",
+    "keyAgreement": "key_agreement",
+    "encipherOnly": "encipher_only",
+    "decipherOnly": "decipher_only",
+}
+CA_USAGES = {**NODE_USAGES, "keyCertSign": "key_cert_sign", "cRLSign": "crl_sign"}
+PURPOSES = {
+    "serverAuth": ExtendedKeyUsageOID.SERVER_AUTH,
+    "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "codeSigning": ExtendedKeyUsageOID.CODE_SIGNING,
+    "emailProtection": ExtendedKeyUsageOID.EMAIL_PROTECTION,
+    "timeStamping": ExtendedKeyUsageOID.TIME_STAMPING,
+    "OCSPSigning": ExtendedKeyUsageOID.OCSP_SIGNING,
+}
+ACCESS = {
+    "OCSP": AuthorityInformationAccessOID.OCSP,
+    "caIssuers": AuthorityInformationAccessOID.CA_ISSUERS,
+}
+NEVER_CRITICAL = {"subjectKeyIdentifier", "authorityKeyIdentifier", "authorityInfoAccess"}
+OPTIONAL = ["extendedKeyUsage", "certificatePolicies", "crlDistributionPoints", "authorityInfoAccess"]
+OPTIONAL += ["subjectAltName", "OID"]  # for CAs and nodes
+
+
+# --- The script, in this process and fresh for each example --------------------------------------
+
+
+class Result(NamedTuple):
+    """What a run ended with, and when it was at work."""
+
+    status: int
+    out: str
+    err: str
+    begun: datetime
+    ended: datetime
+
+    @property
+    def lines(self) -> list[str]:
+        """The complaints, each of which is one line that says what it is."""
+        lines = self.err.split("\n")
+        assert lines.pop() == "", self.err
+        assert all(line.isprintable() for line in lines), self.err
+        assert all(re.match(f"{PREFIX}(error|warning): ", line) for line in lines), self.err
+        return [line.removeprefix(PREFIX) for line in lines]
+
+
+def hangs(_signal: int, _frame: FrameType | None) -> None:
+    """End a run that takes too long, by what is no Exception, so that the script can't catch it."""
+    pytest.fail("hangs")
+
+
+def now() -> datetime:
+    """Return what the script takes for now at the earliest: a second ago."""
+    return datetime.now(timezone.utc).replace(microsecond=0) - timedelta(seconds=1)
+
+
+def opened() -> set[str]:
+    """Return the open file descriptors, less the one that this listing takes."""
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")}
+
+
+def main(folder: Path) -> Result:
+    """Run the script in a folder as a process of its own would be, at a fifth of the time."""
+    spec = importlib.util.spec_from_file_location("simple_key_generation", GENERATE)
+    assert spec and spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
+    out, err, begun = io.StringIO(), io.StringIO(), now()
+    before, there = opened(), os.getcwd()
+    mask, pipe = os.umask(0o022), signal.getsignal(signal.SIGPIPE)
+    handler = signal.signal(signal.SIGALRM, hangs)
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(sys.modules, {spec.name: module}))
+        stack.enter_context(mock.patch.dict(os.environ, ENVIRONMENT, clear=True))
+        stack.enter_context(mock.patch.object(sys, "argv", [GENERATE.name]))
+        stack.enter_context(mock.patch.object(os, "sync"))  # ten thousand of them stop other processes
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("error")
+        signal.setitimer(signal.ITIMER_REAL, 20)
+        try:
+            os.chdir(folder)
+            spec.loader.exec_module(module)
+            module.getpass = SimpleNamespace(getpass=mock.Mock(side_effect=EOFError))  # nobody types
+            status = module.main()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            signal.signal(signal.SIGPIPE, pipe)
+            os.umask(mask)
+            os.chdir(there)
+            for fd in opened() - before:  # the lock, which ends with a process
+                with suppress(OSError):
+                    os.close(int(fd))
+    return Result(status, out.getvalue(), err.getvalue(), begun, datetime.now(timezone.utc))
+
+
+def process(folder: Path) -> Result:
+    """Run the script in a folder as a process."""
+    begun = now()
+    result = generate(folder, env=ENVIRONMENT)
+    return Result(result.returncode, result.stdout, result.stderr, begun, datetime.now(timezone.utc))
+
+
+@contextmanager
+def scratch(text: str | bytes = b"") -> Iterator[Path]:
+    """A folder in memory with a configuration."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        data = text if isinstance(text, bytes) else text.encode()
+        Path(name, "sros_config.yml").write_bytes(data)
+        yield Path(name)
+
+
+def sizes(quick: int, slow: int) -> pytest.MarkDecorator:
+    """Run a test with few examples, and in the run of its own with many."""
+    return pytest.mark.parametrize("examples", [quick, pytest.param(slow, marks=pytest.mark.slow)])
+
+
+def fuzz(examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], object]) -> None:
+    """Have a check hold for examples: few are always the same ones; many print how to repeat a failure."""
+    few = examples < 100  # in the suite
+    size = settings(
+        max_examples=examples,
+        derandomize=few,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+        phases=[Phase.generate] if few else [Phase.generate, Phase.shrink],
+    )
+
+    def example(value: Any) -> None:
+        check(value)
+
+    size(given(strategy)(example))()
+
+
+# --- What came of it, by other eyes --------------------------------------------------------------
+
+
+def verify(keys: Path) -> None:
+    """Have OpenSSL verify every certificate in strict mode, a node by nothing but its own folder."""
+    for folder in (path.parent for path in keys.glob("*/cert.pem")):
+        chain = x509.load_pem_x509_certificates((folder / "fullchain.pem").read_bytes())
+        leaf = certificate(folder / "cert.pem")
+        assert chain[0] == leaf
+        store = crypto.X509Store()
+        store.add_cert(crypto.X509.from_cryptography(certificate(folder / "ca.pem")))
+        is_ca = (folder / "issued").exists() or len(lists(folder / "crl.pem")) == 1
+        for path in keys.glob("*/crl.pem") if is_ca else [folder / "crl.pem"]:
+            for each in lists(path):
+                store.add_crl(each)
+        store.set_flags(STRICT)
+        between = [crypto.X509.from_cryptography(each) for each in chain[1:]]
+        crypto.X509StoreContext(store, crypto.X509.from_cryptography(leaf), between).verify_certificate()
+        key = serialization.load_pem_private_key(*unlocked(folder / "key.pem"))
+        assert key.public_key() == leaf.public_key()
+        assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
+        for issuer in chain[1:]:
+            assert leaf.not_valid_after_utc <= issuer.not_valid_after_utc
+
+
+def unlocked(path: Path) -> tuple[bytes, bytes | None]:
+    """Return a key as PEM, and its pass phrase."""
+    data = path.read_bytes()
+    phrase = PHRASES["SROS_ROOT_PASSPHRASE" if path.parent.name == "root" else "SROS_PASSPHRASE"]
+    return data, phrase.encode() if b"ENCRYPTED" in data else None
+
+
+class Want(NamedTuple):
+    """What the YAML says of an entry."""
+
+    issuer: str | None
+    key: str
+    digest: str | None
+    subject: list[tuple[x509.ObjectIdentifier, str]]
+    times: dict[str, timedelta | datetime]
+    extensions: dict[x509.ObjectIdentifier, tuple[x509.ExtensionType | None, bool]]
+
+
+def accepted(result: Result, folder: Path, wants: dict[str, Want]) -> None:
+    """Require that a run made what the YAML says, and nothing else."""
+    assert (result.status, result.err) == (0, "")
+    assert {path.name for path in (folder / "keys").iterdir()} == {*wants}
+    verify(folder / "keys")
+    for name, want in wants.items():
+        path = folder / "keys" / name
+        made = certificate(path / "cert.pem")
+        issuer, signer = made, want
+        if want.issuer:
+            issuer, signer = certificate(path.with_name(want.issuer) / "cert.pem"), wants[want.issuer]
+        assert made.issuer == issuer.subject
+        assert [(each.oid, each.value) for rdn in made.subject.rdns for each in rdn] == want.subject
+        public: Any = made.public_key()
+        kind = KEYS[want.key]
+        if want.key.startswith("ec:"):
+            assert public.curve.name == kind().name
+        else:
+            assert isinstance(public, kind())
+        digest = made.signature_hash_algorithm
+        assert (digest and digest.name) == (signer.digest if signer.key.startswith("ec:") else None)
+        begin, end = times(want, "notBefore", result)
+        assert begin <= made.not_valid_before_utc <= end
+        ends, above = [times(want, "notAfter", result)], want
+        while above.issuer:
+            above = wants[above.issuer]
+            ends.append(times(above, "notAfter", result))
+        assert min(x for x, _ in ends) <= made.not_valid_after_utc <= min(x for _, x in ends)
+        if (path / "issued").exists() or "nextUpdate" in want.times:
+            (own,) = lists(path / "crl.pem")
+            first, last = times(want, "nextUpdate" if "nextUpdate" in want.times else "notAfter", result)
+            assert own.next_update_utc and min(first, made.not_valid_after_utc) <= own.next_update_utc
+            assert own.next_update_utc <= min(last, made.not_valid_after_utc)
+        extensions = dict(want.extensions)
+        own_id = x509.SubjectKeyIdentifier.from_public_key(public)
+        their_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())  # type: ignore[arg-type]
+        for oid, value in (
+            (x509.SubjectKeyIdentifier.oid, own_id),
+            (x509.AuthorityKeyIdentifier.oid, their_id),
+        ):
+            if oid in extensions:
+                extensions[oid] = (value, False)
+        assert {each.oid: (each.value, each.critical) for each in made.extensions} == extensions
+
+
+def times(want: Want, field: str, result: Result) -> tuple[datetime, datetime]:
+    """Return the first and the last moment that a field can mean."""
+    value = want.times.get(field, timedelta())
+    return (value, value) if isinstance(value, datetime) else (result.begun + value, result.ended + value)
+
+
+def in_one_line_or_right(result: Result, folder: Path) -> int:
+    """Require that a run refused a configuration in one line and wrote nothing, or that all verifies."""
+    lines = result.lines
+    if result.status == 2:
+        assert (len(lines), result.out, (folder / "keys").exists()) == (1, "", False), result
+        assert lines[0].startswith("error: sros_config.yml: ")
+        return 2
+    assert result.status == int(bool(lines)), result
+    for line in lines:
+        allowed = [form for form in NOT_CONFIGURATION if re.fullmatch(form, line.removeprefix("error: "))]
+        assert allowed, result
+        assert allowed[0] not in NOT_CONFIGURATION[:2] or not (folder / "keys").exists(), result
+    verify(folder / "keys")
+    return result.status
+
+
+# --- Configurations that are valid, and what they mean -------------------------------------------
+
+
+ALNUM = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1, max_size=12)
+VISIBLE = st.text("".join(chr(n) for n in range(33, 127) if chr(n) not in ",$"), min_size=1, max_size=20)
+HOST = st.lists(st.text(ALNUM + "_", min_size=1, max_size=63), min_size=1, max_size=3).map(".".join)
+HOST = HOST.filter(lambda host: re.search("[^0-9.]", host))
+OIDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=4)
+OIDS_ = OIDS.map(lambda arcs: ".".join(["1.3.6.1.4.1.32473", *map(str, arcs)]))
+Item = tuple[str, Any]  # as it is written, and what it means
+Value = tuple[str, x509.ExtensionType | None, bool]  # as it is written, what it means, critical
+URI = VISIBLE.map(lambda rest: f"urn:{rest}")
+EMAIL = st.builds("{}@{}".format, st.text(ALNUM + "!#+-._", min_size=1, max_size=20), HOST)
+NAMES: st.SearchStrategy[Item] = st.one_of(
+    st.builds(lambda star, x: (f"DNS:{star}{x}", x509.DNSName(star + x)), st.sampled_from(["", "*."]), HOST),
+    st.ip_addresses().map(lambda x: (f"IP:{x}", x509.IPAddress(x))),
+    URI.map(lambda x: (f"URI:{x}", x509.UniformResourceIdentifier(x))),
+    EMAIL.map(lambda x: (f"email:{x}", x509.RFC822Name(x))),
+)
+SUBTREES: st.SearchStrategy[Item] = st.one_of(  # that no entry's names are in
+    HOST.map(lambda x: (f"DNS:.{x}.invalid", x509.DNSName(f".{x}.invalid"))),
+    st.ip_addresses(v=4, network="240.0.0.0/4").map(lambda x: (f"IP:{x}/32", x509.IPAddress(ip_network(x)))),
+    HOST.map(lambda x: (f"email:{x}.invalid", x509.RFC822Name(f"{x}.invalid"))),
+)
+
+
+def named(table: dict[str, x509.ObjectIdentifier]) -> st.SearchStrategy[Item]:
+    """Draw what has a name, or a dotted one."""
+    return st.sampled_from([*table.items()]) | OIDS_.map(lambda x: (x, x509.ObjectIdentifier(x)))
+
+
+@st.composite
+def extension(draw: Any, field: str, is_ca: bool, below: int = 0) -> Value:
+    """Draw an extension's value."""
+
+    def several(items: st.SearchStrategy[Item]) -> tuple[list[str], list[Any]]:
+        drawn = draw(st.lists(items, min_size=1, max_size=4, unique_by=lambda item: item[0]))
+        return [text for text, _ in drawn], [value for _, value in drawn]
+
+    value: x509.ExtensionType | None = None
+    critical = field not in NEVER_CRITICAL and field[0].isalpha() and draw(st.booleans())
+    if field == "basicConstraints":
+        critical |= is_ca
+        limit = draw(st.none() | st.integers(below, 9999)) if is_ca else None
+        texts = ["CA:TRUE" if is_ca else "CA:FALSE", *([] if limit is None else [f"pathlen:{limit}"])]
+        value = x509.BasicConstraints(is_ca, limit)
+    elif field == "keyUsage":
+        drawn = draw(st.sets(st.sampled_from([*NODE_USAGES]), min_size=not is_ca))
+        drawn |= {"keyCertSign", "cRLSign"} if is_ca else set()
+        drawn |= {"keyAgreement"} if drawn & {"encipherOnly", "decipherOnly"} else set()
+        texts = draw(st.permutations(sorted(drawn)))
+        value = x509.KeyUsage(**{argument: name in drawn for name, argument in CA_USAGES.items()})
+    elif field == "subjectKeyIdentifier":
+        texts = ["hash"]
+    elif field == "authorityKeyIdentifier":
+        texts = [draw(st.sampled_from(["keyid", "keyid:always"]))]
+    elif field == "extendedKeyUsage":
+        texts, values = several(named(PURPOSES))
+        value = x509.ExtendedKeyUsage(values)
+    elif field == "subjectAltName":
+        texts, values = several(NAMES)
+        value = x509.SubjectAlternativeName(values)
+    elif field == "nameConstraints":
+        texts, values = several(SUBTREES)
+        texts, value = [f"excluded;{x}" for x in texts], x509.NameConstraints(None, values)
+    elif field == "certificatePolicies":
+        texts, values = several(OIDS_.map(lambda x: (x, x509.ObjectIdentifier(x))))
+        value = x509.CertificatePolicies([x509.PolicyInformation(x, None) for x in values])
+    elif field == "crlDistributionPoints":
+        texts, values = several(URI.map(lambda x: (f"URI:{x}", x509.UniformResourceIdentifier(x))))
+        value = x509.CRLDistributionPoints([x509.DistributionPoint([x], None, None, None) for x in values])
+    elif field == "authorityInfoAccess":
+        pairs = st.tuples(named(ACCESS), URI)
+        texts, values = several(pairs.map(lambda x: (f"{x[0][0]};URI:{x[1]}", (x[0][1], x[1]))))
+        described = [x509.AccessDescription(oid, x509.UniformResourceIdentifier(x)) for oid, x in values]
+        value = x509.AuthorityInformationAccess(described)
+    else:
+        content = draw(st.binary(min_size=1, max_size=20))
+        texts = ["DER:" + content.hex(*draw(st.sampled_from([(), (":",), (" ",)])))]
+        value = x509.UnrecognizedExtension(x509.ObjectIdentifier(field), content)
+    return draw(st.sampled_from([", ", ",", " , "])).join([*["critical"] * critical, *texts]), value, critical
+
+
+@st.composite
+def moment(draw: Any, past: bool) -> tuple[str, timedelta | datetime]:
+    """Draw an offset or a timestamp, and what it means."""
+    if draw(st.booleans()):
+        unit, hours, most = draw(
+            st.sampled_from([("h", 1, 99999), ("d", 24, 25000), ("w", 168, 3600), ("y", 8760, 70)])
+        )
+        count = draw(st.integers(0 if past else 1, most))
+        sign = "-" if past else draw(st.sampled_from(["", "+"]))
+        number = draw(st.sampled_from([f"{count}", f"{count:05}"]))
+        return f"{sign}{number}{unit}", timedelta(hours=(-1 if past else 1) * count * hours)
+    first, last = (datetime(1950, 1, 3), datetime(2020, 1, 1))
+    if not past:
+        first, last = (datetime(2100, 1, 1), datetime(9999, 12, 29))
+    drawn = draw(st.datetimes(first, last)).replace(microsecond=0)
+    if draw(st.booleans()):
+        drawn = drawn.replace(hour=0, minute=0, second=0)
+        return f"{drawn:%Y-%m-%d}", drawn.replace(tzinfo=timezone.utc)
+    minutes = draw(st.integers(-12 * 60, 14 * 60))
+    zone = timezone(timedelta(minutes=minutes))
+    mark, end = draw(st.sampled_from(["T", " "])), draw(st.sampled_from(["", "Z", "zone"]))
+    local = drawn.replace(tzinfo=zone if end == "zone" else timezone.utc)
+    text = local.isoformat(mark) if end == "zone" else drawn.isoformat(mark) + end
+    return text, local.astimezone(timezone.utc)
+
+
+@st.composite
+def entry(
+    draw: Any, name: str, issuer: str | None, is_ca: bool, below: int = 0
+) -> tuple[dict[str, Any], Want]:
+    """Draw an entry, and what it means."""
+    key = draw(st.sampled_from([*KEYS]))
+    digest = draw(st.sampled_from([None, "sha256", "sha384", "sha512"])) if key.startswith("ec:") else None
+    subject = {"commonName": f"{draw(PRINTABLE)}{name}"}
+    for field, values in {
+        "countryName": st.text("ABCXYZ", min_size=2, max_size=2),
+        **dict.fromkeys(["stateOrProvinceName", "localityName", "organizationName"], PRINTABLE),
+        "organizationalUnitName": PRINTABLE,
+        "serialNumber": st.text(ALNUM + " '()+,./:=?-", min_size=1, max_size=64),
+        "domainComponent": st.text(ALNUM + "-", min_size=1, max_size=63),
+        "emailAddress": EMAIL.filter(lambda x: "_" not in x.partition("@")[2]),
+    }.items():
+        if draw(st.integers(0, 3)) == 0:
+            subject[field] = draw(values)
+    subject = {field: subject[field] for field in draw(st.permutations([*subject]))}
+    when = {"notAfter": draw(moment(False))}
+    if draw(st.booleans()):
+        when["notBefore"] = draw(moment(True))
+    if is_ca and draw(st.booleans()):
+        when["nextUpdate"] = draw(moment(False))
+    fields = ["basicConstraints", "keyUsage", "subjectKeyIdentifier"] if is_ca else []
+    fields += ["authorityKeyIdentifier"] * (issuer is not None)
+    rest = OPTIONAL + (
+        ["nameConstraints"] if is_ca else ["basicConstraints", "keyUsage", "subjectKeyIdentifier"]
+    )
+    fields += draw(st.lists(st.sampled_from(rest), unique=True, max_size=4))
+    written: dict[str, Any] = {}
+    extensions = {}
+    for field in draw(st.permutations(fields)):
+        name_ = draw(OIDS_) if field == "OID" else field
+        written[name_], value, critical = draw(extension(name_, is_ca, below))
+        oid = {
+            "subjectKeyIdentifier": x509.SubjectKeyIdentifier.oid,
+            "authorityKeyIdentifier": x509.AuthorityKeyIdentifier.oid,
+        }.get(field) or (value.oid if value else None)
+        assert oid
+        extensions[oid] = (value, critical)
+    as_is = {field: text.replace("$", "$$") for field, text in subject.items()}
+    as_is["commonName"] = as_is["commonName"].removesuffix(name) + "$name"
+    said: dict[str, Any] = {"issuer": issuer} if issuer else {}
+    said |= {"key": key, "subject": as_is, "extensions": written}
+    said["validity"] = {field: text for field, (text, _) in when.items()}
+    said |= {"digest": digest} if digest or draw(st.booleans()) else {}
+    said |= {"cipher": "aes-256-cbc", "passphrase": "SROS_PASSPHRASE"} if draw(st.integers(0, 9)) == 9 else {}
+    oids = [(SUBJECT[field], text) for field, text in subject.items()]
+    return said, Want(issuer, key, digest or "sha256", oids, {k: v for k, (_, v) in when.items()}, extensions)
+
+
+class Hierarchy(NamedTuple):
+    """A configuration, as data and as text, and what it means."""
+
+    document: dict[str, Any]
+    text: str
+    wants: dict[str, Want]
+
+
+@st.composite
+def hierarchies(draw: Any, most: int = 4) -> Hierarchy:
+    """Draw one to three levels of CAs, and nodes, some with a part of theirs in an anchor."""
+    above: dict[str, str | None] = {}
+    for number in range(draw(st.integers(1, most - 1))):
+        higher = [None, *(ca for ca in above if depth(above, ca) < 3)]
+        above[f"{draw(st.text(ALNUM + '_-', max_size=9))}{number}"] = (
+            draw(st.sampled_from(higher)) if above else None
+        )
+    cas = [*above]
+    for number in range(draw(st.integers(1, most))):
+        above[f"{draw(st.text(ALNUM + '_-', max_size=9))}n{number}"] = draw(st.sampled_from(cas))
+    document: dict[str, Any] = {"keys": {"nodes": {}}}
+    wants = {}
+    for name in draw(st.permutations([*above])):
+        below = (
+            max(depth(above, ca) for ca in cas if name in line(above, ca)) - depth(above, name)
+            if name in cas
+            else 0
+        )
+        said, wants[name] = draw(entry(name, above[name], name in cas, below))
+        if draw(st.booleans()):  # a merge that the entry's own fields go before
+            moved = draw(st.sets(st.sampled_from([*said])))
+            document[f"x-{name}"] = {x: said[x] if x in moved else None for x in said}
+            said = {"<<": document[f"x-{name}"], **{k: v for k, v in said.items() if k not in moved}}
+        (document["keys"] if name in cas else document["keys"]["nodes"])[name] = said
+    return Hierarchy(document, draw(dumped(document)), wants)
+
+
+def line(above: dict[str, str | None], name: str | None) -> list[str]:
+    """Return an entry and those above it."""
+    return [name, *line(above, above[name])] if name else []
+
+
+def depth(above: dict[str, str | None], name: str) -> int:
+    """Return on which level an entry stands."""
+    return len(line(above, name))
+
+
+@st.composite
+def dumped(draw: Any, document: Any) -> str:
+    """Write YAML in one of its styles."""
+    styles = {"default_style": st.sampled_from([None, '"', "'"]), "allow_unicode": st.booleans()}
+    styles |= {"default_flow_style": st.sampled_from([None, False, True])}
+    how = {name: draw(values) for name, values in styles.items()}
+    text: str = yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=False, **how)
+    return re.sub("""['"]<<['"]:""", "<<:", text)
+
+
+@sizes(40, 600)
+def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(examples: int) -> None:
+    """Subject, extensions, validity and key are as they were written; a second run changes no certificate."""
+
+    def check(hierarchy: Hierarchy) -> None:
+        with scratch(hierarchy.text) as folder:
+            accepted(main(folder), folder, hierarchy.wants)
+            before = {path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")}
+            again = main(folder)
+            assert again.status == 0
+            assert all("due for --renew" in each for each in again.lines)
+            assert {path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")} == before
+
+    fuzz(examples, hierarchies(), check)
+
+
+# --- Configurations that are damaged -------------------------------------------------------------
+
+
+SHIPPED = (ROOT / "sros_config.yml").read_text()
+FULL = yaml.safe_load("""
+keys:
+  root:
+    key: ed25519
+    subject: {countryName: US, organizationName: Example, commonName: $name, emailAddress: a@b.example}
+    validity: {notBefore: -1d, notAfter: "2090-01-01T00:00:00Z", nextUpdate: 4w}
+    extensions: &ca
+      basicConstraints: critical, CA:TRUE, pathlen:1
+      keyUsage: critical, keyCertSign, cRLSign
+      subjectKeyIdentifier: hash
+      authorityKeyIdentifier: keyid
+      nameConstraints: critical, excluded;DNS:.robots.invalid, excluded;IP:10.0.0.0/8
+  master:
+    issuer: root
+    key: ec:prime256v1
+    digest: sha384
+    subject: {commonName: $name}
+    validity: {notAfter: 5y}
+    extensions: *ca
+  nodes:
+    node:
+      issuer: master
+      key: ml-dsa-44
+      cipher: aes-256-cbc
+      passphrase: SROS_PASSPHRASE
+      subject: {commonName: $name, serialNumber: "7", domainComponent: example}
+      validity: {notBefore: -1h, notAfter: 10w}
+      extensions:
+        keyUsage: critical, digitalSignature
+        extendedKeyUsage: serverAuth, 1.2.3
+        authorityKeyIdentifier: keyid
+        subjectAltName: DNS:localhost, IP:::1, URI:urn:x, email:a@b.example
+        certificatePolicies: 1.3.6.1.4.1.32473.1
+        crlDistributionPoints: URI:http://pki.example/x
+        authorityInfoAccess: OCSP;URI:http://ocsp.example
+        1.3.6.1.4.1.32473.2: DER:0403010203
+""")
+FULL["keys"]["master"]["extensions"] = {**FULL["keys"]["root"]["extensions"]}
+FULL["keys"]["master"]["extensions"]["basicConstraints"] = "critical, CA:TRUE"
+
+
+def parts(text: str) -> list[str]:
+    """Return what stands between bars."""
+    return text.split("|")
+
+
+WORDS = [  # what is nearly a value
+    *parts("NO|0123|null|~|| |$|$$|$nodes|${name}|critical|critical,|,|CA:TRUE|pathlen:0|99999y|-99999y|0h"),
+    *parts("9999-12-31|0000-00-00|2026-13-45|1950-01-01|2090-01-01T|2090-01-01T24:00:00|DNS:|DNS:a|IP:::/0"),
+    *parts(
+        "IP:fe80::1%1|URI:x:y|DER:|DER:00|DER:3003|root|master|node|hash|keyid|ed448|sha256|permitted;DNS:a|.."
+    ),
+    *parts("excluded;IP:0.0.0.0/0|a/b|<<|2.999|0.0|2.5.29.9|2.5.29.18|2.5.29.20|2.5.29.36|2.5.29.46"),
+    *["1.3.6.1.5.5.7.1.24", "1.3.6.1.4.1.11129.2.4.3", "9" * 5000],
+]
+RAW = [  # what YAML makes something else of
+    *parts(
+        "NO|0123|0x1F|1:30|1e999|.nan|.inf|2001-01-01|=|~|[[[]]]|*nobody|!!str|%|@|`|'|...|---|{a: 1, a: 2}"
+    ),
+    *parts("&a [*a]|&b {<<: *b}|{<<: [{key: a}, 1]}|{? [1] : 2}|{? {a: 1} : 2}|!!binary x|!x y|- x|? |#"),
+    *parts("!!int x|!!float x|!!timestamp x|!!bool x|!!set {a}|!!python/object:os.system x|!!omap [a: 1]"),
+    *[
+        "!!pairs [1]",
+        "!!null x",
+        "!!merge x",
+        "|\n  x",
+        '"\\uD800"',
+        '"\\0"',
+        "\x00",
+        "\t",
+        "",
+        "\ufeff",
+        "\x85",
+    ],
+    *["[" * 3000, "9" * 5000, "0b" + "1" * 5000, "1:" * 500 + "1"],
+]
+SCALARS: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=9)
+)
+SCALARS |= st.dates() | st.datetimes() | st.sampled_from(WORDS) | st.integers(-(10**400), 10**400)
+JUNK = st.recursive(
+    SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(SCALARS, x, max_size=3), max_leaves=5
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Return every mapping in a value with each of its fields."""
+    own = [(value, field) for field in value] if isinstance(value, dict) else []
+    return own + [each for field in own for each in places(value[field[1]])]
+
+
+FULLS = st.integers(1, 3).map(lambda _: FULL)  # cheaper than to draw one
+
+
+@st.composite
+def damaged(draw: Any) -> str:
+    """Draw a configuration with one to three faults."""
+    document = copy.deepcopy(draw(FULLS | hierarchies(2).map(lambda x: x.document)))
+    raw = {}
+    for number in range(draw(st.integers(1, 3))):
+        if not (fields := places(document)):
+            break
+        mapping, field = draw(st.sampled_from(fields))
+        match draw(
+            st.sampled_from(["junk", "word", "raw", "remove", "rename", "add", "twice", "edit", "move"])
+        ):
+            case "junk":
+                mapping[field] = draw(JUNK)
+            case "word":
+                mapping[field] = draw(st.sampled_from(WORDS))
+            case "raw":
+                raw[f"@@{number}@@"] = draw(st.sampled_from(RAW))
+                mapping[field] = f"@@{number}@@"
+            case "remove":
+                del mapping[field]
+            case "rename":
+                mapping[draw(SCALARS)] = mapping.pop(field)
+            case "add":
+                mapping[draw(SCALARS)] = draw(SCALARS)
+            case "twice":
+                mapping[f"{field}@TWICE@"] = mapping[field]
+            case "edit":
+                old = str(mapping[field])
+                place = draw(st.integers(0, len(old)))
+                mapping[field] = (
+                    old[:place] + draw(st.text(max_size=2)) + old[place + draw(st.integers(0, 2)) :]
+                )
+            case "move":
+                other, name = draw(st.sampled_from(fields))
+                mapping[field] = copy.deepcopy(other.get(name))
+    text: str = draw(dumped(document))
+    for token, value in raw.items():
+        text = value.join(re.split(f"""['"]?{token}['"]?""", text))
+    return text.replace("@TWICE@", "")
+
+
+@st.composite
+def faulty(draw: Any) -> str:
+    """Draw a configuration that is valid but for one field that is unknown or stands twice."""
+    document = copy.deepcopy(draw(FULLS | hierarchies(2).map(lambda x: x.document)))
+    mapping, field = draw(st.sampled_from(places(document)))
+    if draw(st.booleans()):
+        mapping[f"{field}@TWICE@"] = mapping[field]
+    else:
+        mapping[draw(st.text("xyz", min_size=1))] = draw(st.text(max_size=5) | st.booleans() | st.integers())
+    text: str = draw(dumped(document))
+    return text.replace("@TWICE@", "")
+
+
+@st.composite
+def edited(draw: Any) -> bytes:
+    """Draw an edited text of the shipped configuration."""
+    text: str = re.sub(" *#.*\n", "\n", SHIPPED)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(text)))
+        piece = draw(st.text(max_size=3) | st.sampled_from([*RAW, *WORDS]) | st.sampled_from(text.split()))
+        text = text[:place] + piece + text[place + draw(st.integers(0, 12)) :]
+        if draw(st.integers(0, 3)) == 0:
+            lines = text.split("\n")
+            taken = lines.pop(draw(st.integers(0, len(lines) - 1)))
+            there = place % (len(lines) + 1)
+            lines[there:there] = [taken] * draw(st.integers(0, 2))
+            text = "\n".join(lines)
+    data: bytes = text.encode(draw(st.sampled_from(["utf-8"] * 8 + ["utf-16", "utf-8-sig"])), "ignore")
+    end: bytes = draw(st.sampled_from([b""] * 8 + [b"\xff", b"\0"]))
+    return data + end
+
+
+def refused_or_right(examples: int, strategy: st.SearchStrategy[Any]) -> Counter[int]:
+    """Require one line or certificates that verify, of every configuration; count the exit statuses."""
+    seen: Counter[int] = Counter()
+
+    def check(text: str | bytes) -> None:
+        with scratch(text) as folder:
+            seen[in_one_line_or_right(main(folder), folder)] += 1
+
+    fuzz(examples, strategy, check)
+    return seen
+
+
+@sizes(80, 2400)
+def test_a_damaged_configuration_is_refused_in_one_line_or_makes_what_verifies(examples: int) -> None:
+    """Junk, omissions, repetitions and unknown fields anywhere: nothing is written, or all is right."""
+    seen = refused_or_right(examples, damaged())
+    assert seen[2] > examples / 3 and seen[0]
+
+
+@sizes(30, 600)
+def test_a_field_that_is_unknown_or_stands_twice_is_refused_wherever_it_is(examples: int) -> None:
+    """A fault that is always one: else a misspelt field would be none, and a second one would win."""
+    assert {*refused_or_right(examples, faulty())} == {2}
+
+
+@sizes(60, 1800)
+def test_an_edited_text_of_the_shipped_file_is_refused_in_one_line_or_makes_what_verifies(
+    examples: int,
+) -> None:
+    """What a hand can do to the file in an editor: the same."""
+    seen = refused_or_right(examples, edited())
+    assert seen[2] > examples / 3 and seen[0]
+
+
+# --- One value, in a root and a node -------------------------------------------------------------
+
+
+def tiny(ca: Any = None, node: Any = None, **times: Any) -> str:
+    """Return a root and a node with further extensions of theirs, or other times of the node."""
+    authority = {"basicConstraints": "critical, CA:TRUE", "keyUsage": "keyCertSign, cRLSign"}
+    common = {"key": "ed25519", "subject": {"commonName": "$name"}}
+    root = {**authority, "subjectKeyIdentifier": "hash", **(ca or {})}
+    leaf = {"authorityKeyIdentifier": "keyid", **(node or {})}
+    entries: dict[str, Any] = {
+        "root": {**common, "validity": {"notAfter": "9999-12-31"}, "extensions": root},
+        "nodes": {
+            "node": {**common, "issuer": "root", "validity": {"notAfter": "1d", **times}, "extensions": leaf}
+        },
+    }
+    text: str = yaml.dump({"keys": entries}, Dumper=yaml.CSafeDumper)
+    return text
+
+
+FIELDS = ["basicConstraints", "keyUsage", "subjectKeyIdentifier", "authorityKeyIdentifier", "nameConstraints"]
+FIELDS += OPTIONAL
+WIDE_OID = OIDS_ | st.sampled_from(
+    ["2.5.29.9", "2.5.29.20", "2.5.29.36", "2.5.29.54", "1.3.6.1.5.5.7.1.24", "2.999.1"]
+)
+
+
+@st.composite
+def one_extension(draw: Any) -> tuple[str, str, bool, x509.ExtensionType | None, bool]:
+    """Draw whose an extension is, and all that it says."""
+    is_ca = draw(st.booleans())
+    field = draw(st.sampled_from(FIELDS if is_ca else [x for x in FIELDS if x != "nameConstraints"]))
+    field = draw(OIDS_) if field == "OID" else field
+    written, value, critical = draw(extension(field, is_ca))
+    return field, written, is_ca, value, critical
+
+
+@sizes(40, 1000)
+def test_an_extension_is_certified_as_it_is_written(examples: int) -> None:
+    """Value and criticality, for a CA and for a node."""
+
+    def check(drawn: tuple[str, str, bool, x509.ExtensionType | None, bool]) -> None:
+        field, written, is_ca, value, critical = drawn
+        with scratch(tiny(**{"ca" if is_ca else "node": {field: written}})) as folder:
+            result = main(folder)
+            assert (result.status, result.err) == (0, "")
+            verify(folder / "keys")
+            made = certificate(folder / "keys" / ("root" if is_ca else "node") / "cert.pem").extensions
+            found = {each.oid: (each.value, each.critical) for each in made}
+            assert len(found) == (
+                4 if is_ca and field not in FIELDS[:3] else 3 if is_ca else 1 + (field != FIELDS[3])
+            )
+            assert value is None or found[value.oid] == (value, critical)
+
+    fuzz(examples, one_extension(), check)
+
+
+@st.composite
+def any_extension(draw: Any) -> str:
+    """Draw an extension with a value of parts of values and of text."""
+    is_ca = draw(st.booleans())
+    field = draw(st.sampled_from(FIELDS[:-1]) | WIDE_OID)
+    fit = extension(field, is_ca).map(lambda x: x[0])
+    part = st.text(max_size=12) | st.sampled_from([*WORDS, *CA_USAGES, *PURPOSES]) | fit
+    part |= st.builds(
+        "{}{}".format, st.sampled_from(["DNS:", "IP:", "URI:", "email:", "DER:", "excluded;DNS:"]), part
+    )
+    value = draw(
+        fit if draw(st.integers(0, 3)) == 0 else st.lists(part, min_size=1, max_size=3).map(", ".join)
+    )
+    place = draw(st.integers(0, len(value)))
+    value = value[:place] + draw(st.text(max_size=1)) + value[place + draw(st.integers(0, 1)) :]
+    return tiny(**{"ca" if is_ca else "node": {field: value}})
+
+
+@sizes(60, 1500)
+def test_any_text_as_an_extension_is_refused_in_one_line_or_makes_what_verifies(examples: int) -> None:
+    """Parts of values in the wrong place, with a letter too much or too few."""
+    assert refused_or_right(examples, any_extension())[2] > examples / 4
+
+
+@st.composite
+def constrained(draw: Any) -> str:
+    """Draw names, and the names that the CA above admits."""
+    names = NAMES | st.sampled_from([("DNS:a.b", 0), ("IP:10.0.0.1", 0), ("email:x@a.b", 0), ("DNS:A.B", 0)])
+    alternative = ", ".join(draw(st.lists(names.map(lambda x: x[0]), min_size=1, max_size=3, unique=True)))
+    subtree = SUBTREES.map(lambda x: x[0]) | st.sampled_from(["DNS:b", "DNS:.b", "DNS:a.b", "IP:10.0.0.0/8"])
+    subtree |= st.sampled_from(["IP:::/0", "email:a.b", "email:x@a.b", "URI:.b", "IP:0.0.0.0/0"])
+    limits = st.builds("{};{}".format, st.sampled_from(["permitted", "excluded"]), subtree)
+    constraints = ", ".join(draw(st.lists(limits, min_size=1, max_size=3, unique=True)))
+    return tiny({"nameConstraints": f"critical, {constraints}"}, {"subjectAltName": alternative})
+
+
+@sizes(30, 700)
+def test_names_are_certified_only_where_the_constraints_admit_them(examples: int) -> None:
+    """What OpenSSL would refuse is an error line (status 1, as only it can judge), and no certificate."""
+    seen = refused_or_right(examples, constrained())
+    assert seen[0] and seen[1] and not seen[2]
+
+
+@sizes(30, 600)
+def test_times_are_certified_as_they_are_written(examples: int) -> None:
+    """Offsets, dates and timestamps in any zone."""
+
+    def check(drawn: tuple[tuple[str, Any], tuple[str, Any]]) -> None:
+        (first, begins), (last, ends) = drawn
+        with scratch(tiny(notBefore=first, notAfter=last)) as folder:
+            result = main(folder)
+            assert (result.status, result.err) == (0, "")
+            made = certificate(folder / "keys" / "node" / "cert.pem")
+            want = Want(None, "", None, [], {"notBefore": begins, "notAfter": ends}, {})
+            for field, found in (
+                ("notBefore", made.not_valid_before_utc),
+                ("notAfter", made.not_valid_after_utc),
+            ):
+                early, late = times(want, field, result)
+                assert early <= found <= late
+
+    fuzz(examples, st.tuples(moment(True), moment(False)), check)
+
+
+DIGITS = st.text("0123456789+-:.TtZz hdwy\u0660\uff11", max_size=25)
+TIMES = (
+    st.sampled_from(WORDS)
+    | DIGITS
+    | st.builds("{:04}-{:02}-{:02}{}".format, *[st.integers(0, 9999)] * 3, DIGITS)
+)
+TIMES |= st.builds(
+    "{:04}-{:02}-{:02}{}".format, st.integers(1, 9999), st.integers(0, 13), st.integers(0, 32), DIGITS
+)
+TIMES |= st.builds("{}{}".format, st.integers(-100000, 100000), st.sampled_from("hdwyHm"))
+
+
+@sizes(30, 700)
+def test_any_text_as_a_time_is_refused_in_one_line_or_makes_what_verifies(examples: int) -> None:
+    """Days and months that do not exist, years too far, digits of other scripts."""
+    field = st.sampled_from(["notBefore", "notAfter"])
+    assert refused_or_right(examples, st.builds(lambda x, y: tiny(**{x: y}), field, TIMES))[2]
+
+
+# --- Folders that are damaged ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with every kind of file: client has a request, and root a higher CA's certificate."""
+    folder = tmp_path_factory.mktemp("whole") / "whole"
+    shutil.copytree(made, folder)
+    data, phrase = unlocked(folder / "keys" / "client" / "key.pem")
+    key: Any = serialization.load_pem_private_key(data, phrase)
+    request = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, hashes.SHA256())
+    (folder / "keys" / "client" / "csr.pem").write_bytes(request.public_bytes(serialization.Encoding.PEM))
+    root = certificate(folder / "keys" / "root" / "cert.pem")
+    higher = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Company")])
+    builder = x509.CertificateBuilder(higher, root.subject, root.public_key()).serial_number(7)
+    builder = builder.not_valid_before(root.not_valid_before_utc).not_valid_after(root.not_valid_after_utc)
+    cross = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    (folder / "keys" / "root" / "cross.pem").write_bytes(cross.public_bytes(serialization.Encoding.PEM))
+    result = main(folder)
+    assert (result.status, result.err) == (0, "")
+    return folder
+
+
+class Damage(NamedTuple):
+    """What happens to a file; place and other are parts of a whole, from 0 to 1."""
+
+    kind: str
+    place: float
+    other: float
+
+
+PARTS = st.floats(0, 1, exclude_max=True)
+KINDS = ["truncated", "flipped", "swapped", "foreign", "emptied", "huge", "folder", "link"]
+
+
+def harm(damage: Damage, path: Path, files: list[Path], foreign: Path) -> list[Path]:
+    """Damage a file; return which files are others now."""
+    data = path.read_bytes()
+    place = int(damage.place * len(data))
+    match damage.kind:
+        case "truncated":
+            path.write_bytes(data[:place])
+        case "flipped":
+            bit = 1 << int(damage.other * 8)
+            path.write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
+        case "swapped":
+            other = files[int(damage.other * len(files))]
+            path.write_bytes(other.read_bytes())
+            other.write_bytes(data)
+            return [path, other]
+        case "foreign":
+            path.write_bytes(foreign.read_bytes())
+        case "emptied":
+            path.write_bytes(b"")
+        case "huge":
+            path.write_bytes(bytes(range(256)) * 8192)
+        case "folder" | "link":
+            path.unlink()
+            path.mkdir() if damage.kind == "folder" else path.symlink_to("nowhere")
+    return [path]
+
+
+def state(path: Path) -> tuple[int, bytes | str | None]:
+    """Return what stands at a path."""
+    if path.is_symlink():
+        return path.lstat().st_mode, os.readlink(path)
+    return path.stat().st_mode, path.read_bytes() if path.is_file() else None
+
+
+@sizes(60, 400)
+def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_undone(
+    examples: int, whole: Path, strangers: Path
+) -> None:
+    """No key and nothing that is kept is overwritten; what is derived is right, or an error line says why."""
+    names = sorted(path.relative_to(whole) for path in whole.glob("keys/**/*.pem"))
+    original = {name: state(whole / name) for name in names}
+    derived = {name for name in names if name.name in DERIVED and (name.name != "crl.pem" or is_nodes(name))}
+
+    def check(drawn: list[tuple[Path, Damage]]) -> None:
+        with scratch() as place:
+            folder = place / "copy"
+            shutil.copytree(whole, folder)
+            harmed: set[Path] = set()
+            for name, damage in drawn:
+                if folder / name not in harmed:
+                    files = [folder / each for each in names if folder / each not in harmed]
+                    others = sorted(strangers.glob(f"keys/{name.parts[1]}/**/{name.name}"))
+                    others += sorted(strangers.glob("keys/*/issued/*.pem"))
+                    harmed |= {*harm(damage, folder / name, files, others[0])}
+            before = {name: state(folder / name) for name in names}
+            result = main(folder)
+            assert result.status == int(any(each.startswith("error: ") for each in result.lines)), result
+            after = {name: state(folder / name) for name in names}
+            for name in names:  # a CA's list may only get back the form that it had
+                mine = [before[name], original[name]] if name.name == "crl.pem" else [before[name]]
+                assert name in derived or after[name] in mine, (name, result)
+            if result.status == 0:
+                assert {name: after[name][1] for name in derived} == {
+                    name: original[name][1] for name in derived
+                }
+            for path in harmed:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+                shutil.copy2(whole / path.relative_to(folder), path)
+            result = main(folder)
+            assert (result.status, result.err) == (0, "")
+            assert {path.relative_to(folder) for path in folder.glob("keys/**/*.pem")} == {*names}
+            assert {name: state(folder / name)[1] for name in names} == {x: original[x][1] for x in names}
+
+    damage = st.builds(Damage, st.sampled_from(KINDS), PARTS, PARTS)
+    fuzz(examples, st.lists(st.tuples(st.sampled_from(names), damage), min_size=1, max_size=2), check)
+    verify(whole / "keys")
+
+
+def is_nodes(name: Path) -> bool:
+    """Return whether a path is in a node's folder."""
+    return name.parts[1] in ("server", "client")
+
+
+# --- And as a process -----------------------------------------------------------------------------
+
+
+@sizes(3, 20)
+def test_the_same_holds_for_the_script_as_a_process(examples: int) -> None:
+    """What the others see in one process, for a sample: one valid configuration, and one damaged."""
+
+    def check(drawn: tuple[Hierarchy, str]) -> None:
+        hierarchy, text = drawn
+        with scratch(hierarchy.text) as folder:
+            accepted(process(folder), folder, hierarchy.wants)
+        with scratch(text) as folder:
+            in_one_line_or_right(process(folder), folder)
+
+    fuzz(examples, st.tuples(hierarchies(2), damaged()), check)
