@@ -20,7 +20,7 @@ TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 def say(text: str, stream: TextIO) -> None:
     """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+    print(line + "\n", end="", file=stream, flush=True)  # in one piece
 
 
 def ask_passphrase() -> str:
@@ -45,13 +45,13 @@ def make_context(keys: Path) -> ssl.SSLContext:
         anchors = [ca["subject"] for ca in context.get_ca_certs()]
         chain = ssl.create_default_context(cafile=keys / "fullchain.pem")  # to read it, no more
         for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
-            if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would widen trust
+            if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would become an anchor, too
                 context.load_verify_locations(cadata=der)  # for peers that send no issuers
         if os.path.lexists(keys / "crl.pem"):  # a link to nowhere is an error, not no list
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     except OSError as error:
-        raise ValueError(f"{keys}: {error}; SROS_PASSPHRASE wrong or not set, or a damaged file") from error
+        raise ValueError(f"{keys}: SROS_PASSPHRASE wrong or not set, or a damaged file: {error}") from error
     return context
 
 
@@ -99,8 +99,8 @@ def main() -> int:
     except KeyboardInterrupt:
         os._exit(130)  # closes what is open
     except (OSError, ValueError, EOFError) as error:
-        words = re.sub(r"\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error)) or "end of input"
-        what = "refused by" if " alert " in words else "no exchange with"
+        words = re.sub(r"\[[^]]*\] |\S+ (?=alert )| ?\(?_ssl\.c:\d+[):] ?", "", str(error)) or "end of input"
+        what = "refused by" if "alert " in words else "no exchange with"
         say(f"simple_https_client.py: error: {what} {options.host} port {options.port}: {words}", sys.stderr)
         return 1
     return 0

@@ -34,7 +34,7 @@ def say(text: str, stream: TextIO) -> None:
 
 def complain(where: str, error: Exception) -> None:
     """Print an error line in the words of OpenSSL or the system, without their numbers."""
-    words = re.sub(r"\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error)) or "end of input"
+    words = re.sub(r"\[[^]]*\] |\S+ (?=alert )| ?\(?_ssl\.c:\d+[):] ?", "", str(error)) or "end of input"
     say(f"simple_https_server.py: error: {where}: {words}", sys.stderr)
 
 
@@ -62,13 +62,13 @@ def make_context(keys: Path) -> ssl.SSLContext:
         anchors = [ca["subject"] for ca in context.get_ca_certs()]
         chain = ssl.create_default_context(cafile=keys / "fullchain.pem")  # to read it, no more
         for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
-            if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would widen trust
+            if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would become an anchor, too
                 context.load_verify_locations(cadata=der)  # for peers that send no issuers
         if os.path.lexists(keys / "crl.pem"):  # a link to nowhere is an error, not no list
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
     except OSError as error:
-        raise ValueError(f"{keys}: {error}; SROS_PASSPHRASE wrong or not set, or a damaged file") from error
+        raise ValueError(f"{keys}: SROS_PASSPHRASE wrong or not set, or a damaged file: {error}") from error
     return context
 
 
@@ -156,7 +156,7 @@ def main() -> int:
     if options.port not in range(65536):
         parser.error(f"argument --port: {options.port} is not in 0..65535")
     try:
-        contexts = [make_context(options.keys)]
+        contexts = [make_context(options.keys)]  # SIGHUP puts another one there
         listeners = listen(options.host, options.port)
     except KeyboardInterrupt:
         return 130

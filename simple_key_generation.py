@@ -4,8 +4,6 @@
 One rule: walk it from the top; keep what is there; make what is missing; verify everything.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import getpass
@@ -26,12 +24,15 @@ from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
-from OpenSSL import crypto
+try:
+    import yaml
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+    from OpenSSL import crypto
+except ImportError as error:
+    sys.exit(f"simple_key_generation.py: error: {error}: pip install -r requirements.txt, for this Python")
 
 X509_STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
 CRL_CHECK = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
@@ -44,7 +45,7 @@ NOW = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(seconds=1)  
 SAID: set[tuple[str, str]] = set()  # errors and warnings
 PHRASES: dict[str, str] = {}  # by environment variable, once they were asked for
 KEY_TYPES: dict[str, Callable[[], Any]] = {
-    **{f"rsa:{n}": partial(rsa.generate_private_key, 65537, n) for n in range(2048, 8193, 8)},
+    **{f"rsa:{n}": partial(rsa.generate_private_key, 65537, n) for n in (2048, 3072, 4096, 6144, 7680, 8192)},
     "ec:prime256v1": lambda: ec.generate_private_key(ec.SECP256R1()),
     "ec:secp384r1": lambda: ec.generate_private_key(ec.SECP384R1()),
     "ec:secp521r1": lambda: ec.generate_private_key(ec.SECP521R1()),
@@ -67,7 +68,7 @@ INVALID = (ValueError, OverflowError, UnsupportedAlgorithm, *UNREADABLE)  # what
 OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
-    "key": "ec:(prime256v1|secp384r1|secp521r1)|rsa:[0-9]+|ed25519|ed448|ml-dsa-(44|65|87)",
+    "key": "|".join(KEY_TYPES),
     "digest": "sha256|sha384|sha512",
     "cipher": "aes-256-cbc",
     "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
@@ -110,9 +111,8 @@ class Loader(yaml.CSafeLoader):
         """Look at a mapping before its merges are resolved; raise MarkedYAMLError."""
         self.deep_construct = True  # makes PyYAML refuse recursive aliases
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(names)) < len(names):
-            name = Counter(names).most_common(1)[0][0]
-            raise yaml.MarkedYAMLError(None, None, f"{name!r} stands twice", node.start_mark)
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise yaml.MarkedYAMLError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
         for place, (key, value) in reversed([*enumerate(node.value)]):
             if key.value == "<<" and value is node:
                 raise yaml.MarkedYAMLError(None, None, "an anchor merges itself", node.start_mark)
@@ -130,7 +130,7 @@ def at(place: str) -> Iterator[None]:
         raise ConfigurationError(f"{place}: {error}") from None
 
 
-def read_configuration(path: str) -> dict[str, Entry]:
+def read_configuration(path: str) -> "dict[str, Entry]":
     """Return all entries in walking order; else raise ConfigurationError with the place."""
     try:
         with open(path, "rb") as file:
@@ -170,7 +170,7 @@ def read_text(value: Any, name: str, form: str = ".+") -> str:
     return content
 
 
-def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
+def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> "Entry":
     """Return one entry; else raise ConfigurationError with its place."""
     with at(where):
         read_text(name, "", NAME)
@@ -186,7 +186,8 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
                 is_oid = re.fullmatch(f"extensions[.]{OID}", path) and field not in KNOWN_OIDS
                 unset = item is None and group in ("subject", "validity", "extensions")
                 if path not in FORMS and not is_oid and not unset:
-                    raise ValueError(f"unknown field; there are {', '.join(FORMS)}, other OIDs")
+                    known = {x if x.startswith(f"{group}.") else x.split(".")[0]: 0 for x in FORMS}
+                    raise ValueError(f"unknown field; there are {', '.join(known)}")
                 if item is None:  # un-set
                     continue
                 form = ".+" if group == "extensions" else FORMS[path]
@@ -203,8 +204,6 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> Entry:
     required += ["passphrase"] * ("cipher" in texts)
     if missing := [path for path in required if path not in texts]:
         raise ConfigurationError(f"{where}.{missing[0]}: is missing")
-    if texts["key"] not in KEY_TYPES:
-        raise ConfigurationError(f"{where}.key: {texts['key']} is not of 2048 to 8192 bits, by 8")
     if "digest" in texts and texts["key"].startswith(("ed", "ml-dsa")):
         raise ConfigurationError(f"{where}.digest: {texts['key']} signs without: un-set it with ~")
     if "nextUpdate" in times and not is_ca:
@@ -226,7 +225,7 @@ def read_time(field: str, value: str) -> datetime:
     return moment.replace(microsecond=0)
 
 
-def in_walking_order(entries: dict[str, Entry]) -> dict[str, Entry]:
+def in_walking_order(entries: "dict[str, Entry]") -> "dict[str, Entry]":
     """Return the entries depth first from the roots; raise ConfigurationError for what can't be."""
     positions = {name: position for position, name in enumerate(entries)}
     paths = {}
@@ -322,7 +321,7 @@ def pass_phrase(variable: str, new: bool = False) -> bytes:
             phrase = getpass.getpass(f"Enter pass phrase ({variable}): ")
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ") if new else phrase
         except (OSError, EOFError):
-            raise Fault(f"{variable} is not set, and no terminal answers: set it") from None
+            raise Fault(f"{variable}: is no environment variable, and no terminal answers") from None
         if phrase != again:
             raise Fault(f"{variable}: the two pass phrases differ: run again")
         PHRASES[variable] = phrase
@@ -337,7 +336,7 @@ def complain(kind: str, problem: object) -> None:
         problem = f"{problem.filename2 or problem.filename}: {problem.strerror}"  # of a rename, whereto
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{SCRIPT}: {kind}: {problem}")
     if (kind, line) not in SAID:
-        print(line, file=sys.stderr, flush=True)
+        print(line + "\n", end="", file=sys.stderr, flush=True)  # in one piece
     SAID.add((kind, line))
 
 
@@ -416,14 +415,14 @@ class Entry:
     new_key: Callable[[], Any] | None = None  # gives the key that is being made ahead
     lists: tuple[x509.CertificateRevocationList, ...] = ()  # a CA's own and those above, or none
 
-    def visit(self, keys: str, above: Entry | None, options: argparse.Namespace) -> None:
+    def visit(self, keys: str, above: "Entry | None", options: argparse.Namespace) -> None:
         """Keep, make or renew everything, verify it, and write what is new. Raises Fault, OSError."""
-        self.path, self.above = os.path.join(keys, self.name), above
+        self.folder, self.above = os.path.join(keys, self.name), above
         self.files: dict[str, bytes] = {}  # what the folder shall hold
         self.revoked: dict[int, x509.RevokedCertificate] = {}  # by a CA's own list
-        path, self.issuers = f"{self.path}/cert.pem", above.chain if above else []
-        self.holds = {*os.listdir(self.path)} if os.path.lexists(self.path) else set()
-        self.issued = {*os.listdir(f"{self.path}/issued")} if "issued" in self.holds else set()
+        path, self.issuers = f"{self.folder}/cert.pem", above.chain if above else []
+        self.holds = {*os.listdir(self.folder)} if os.path.lexists(self.folder) else set()
+        self.issued = {*os.listdir(f"{self.folder}/issued")} if "issued" in self.holds else set()
         self.state = "kept" if "cert.pem" in self.holds else "made"
         if self.state == "made":
             self.certificate = self.certify(self.requested_key())
@@ -441,30 +440,29 @@ class Entry:
         lists = above.lists if above else ()
         own = self.own_list(options) if self.is_ca else lists
         self.files |= {"crl.pem": pem(*own)} if own else {}
-        if {"crl.pem"} <= self.holds & self.files.keys():  # whatever fails below, revocations spread
-            write(self.path, {"crl.pem": self.files["crl.pem"]}, self.holds)
+        if "crl.pem" in self.holds and "crl.pem" in self.files:  # whatever fails below, revocations spread
+            write(self.folder, {"crl.pem": self.files["crl.pem"]}, self.holds)
         self.lists = (*own, *lists) if own and (lists or not above) else ()
         if self.state == "revoked":
             if self.name in options.revoke:
                 return
-            raise Fault(f"{path}: certificate revoked: rm -r {self.path}, and run again")
+            raise Fault(f"{path}: certificate revoked: rm -r {self.folder}, and run again")
         (above or self).verify(path, self.certificate)
         if self.holds:
             self.compare(path)
-        if self.state in ("made", "renewed"):
-            self.files["cert.pem"] = pem(self.certificate)
+        self.files |= {"cert.pem": pem(self.certificate)} if self.state != "kept" else {}
         self.files["fullchain.pem"] = pem(self.certificate) + pem(*self.issuers[:-1]) + self.cross
         self.files["ca.pem"] = pem(self.chain[-1])
         record = f"{self.name}-{self.certificate.serial_number:X}.pem"
         if above and record not in above.issued:  # before the certificate goes anywhere else
-            write(f"{above.path}/issued", {record: pem(self.certificate)}, above.issued)
+            write(f"{above.folder}/issued", {record: pem(self.certificate)}, above.issued)
             above.issued.add(record)
-        write(self.path, self.files, self.holds)
+        write(self.folder, self.files, self.holds)
 
     @cached_property
     def key(self) -> Any:
         """The private key, new in a new folder; None: it is elsewhere. Raises Fault, OSError."""
-        path, variable = f"{self.path}/key.pem", self.passphrase
+        path, variable = f"{self.folder}/key.pem", self.passphrase
         if not self.holds:
             phrase = pass_phrase(variable, new=True) if variable else None
             cipher = serialization.BestAvailableEncryption(phrase) if phrase else serialization.NoEncryption()
@@ -478,12 +476,12 @@ class Entry:
         try:
             return serialization.load_pem_private_key(data, phrase)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise Fault(f"{path}: is damaged, or its pass phrase is wrong or not configured") from None
+            raise Fault(f"{path}: is damaged, or its pass phrase ({variable}) is wrong or not set") from None
 
     @property
     def locked(self) -> bool:
         """Whether someone would have to be asked for the key's pass phrase."""
-        path, variable = f"{self.path}/key.pem", self.passphrase
+        path, variable = f"{self.folder}/key.pem", self.passphrase
         known = variable in PHRASES or (variable or "") in os.environ
         return not known and os.path.exists(path) and b"ENCRYPTED" in Path(path).read_bytes()
 
@@ -497,25 +495,25 @@ class Entry:
         """Return the public key of the request, which proves possession, or of key.pem. Raises Fault."""
         if "csr.pem" not in self.holds:
             if self.key is None:
-                raise Fault(f"{self.path}: has no key.pem or csr.pem: put one there, or rm -r {self.path}")
+                raise Fault(f"{self.folder}: no key.pem or csr.pem: put one there, or rm -r {self.folder}")
             return self.key.public_key()
-        request = read_pem(f"{self.path}/csr.pem", x509.load_pem_x509_csr)
+        request = read_pem(f"{self.folder}/csr.pem", x509.load_pem_x509_csr)
         if not request.is_signature_valid or RSA_PSS in request.tbs_certrequest_bytes:
-            raise Fault(f"{self.path}/csr.pem: its signature is wrong or by SHA-1, or its key is RSA-PSS")
+            raise Fault(f"{self.folder}/csr.pem: its signature is wrong or by SHA-1, or its key is RSA-PSS")
         return request.public_key()
 
     def certify(self, key: Any) -> x509.Certificate:
         """Return a new certificate for a public key, by the issuer's. Raises Fault, OSError."""
-        path, signer = f"{self.path}/csr.pem", self.above or self
+        path, signer = f"{self.folder}/csr.pem", self.above or self
         key_type(path, key)
         for record in signer.records([self.name]) if signer.revoked else []:
             if record.serial_number in signer.revoked and record.public_key() == key:
-                raise Fault(f"{self.path}: is revoked: rm -r {self.path}, and run again for a new key")
+                raise Fault(f"{self.folder}: is revoked: rm -r {self.folder}, and run again for a new key")
         if signer.key is None:
             if "csr.pem" not in self.holds and self.key is not None:
                 request = self.sign(x509.CertificateSigningRequestBuilder(self.subject))
-                write(self.path, {**self.files, "csr.pem": pem(request)}, self.holds)
-            raise Fault(f"{path}: have {signer.path} sign it, put cert.pem beside it, and run again")
+                write(self.folder, {**self.files, "csr.pem": pem(request)}, self.holds)
+            raise Fault(f"{path}: have {signer.folder} sign it, put cert.pem beside it, and run again")
         issuer = self.issuers[0].subject if self.issuers else self.subject
         builder = (
             x509.CertificateBuilder(issuer, self.subject, key)
@@ -551,23 +549,23 @@ class Entry:
 
     def match(self, path: str) -> None:
         """Have the certificate match key, request and the higher CA's. Raises Fault, OSError."""
-        public, key = cast(Any, self.certificate.public_key()), f"{self.path}/key.pem"
+        public, key = cast(Any, self.certificate.public_key()), f"{self.folder}/key.pem"
         key_type(path, public)
         if os.path.exists(key) and os.stat(key).st_mode & 0o077:
             complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
         if not self.locked and self.key is not None and self.key.public_key() != public:
             raise Fault(f"{path}: is for another key than {key}")
-        ext = {x.oid._name: getattr(x.value, "ca", True) for x in self.certificate.extensions if self.is_ca}
-        if self.is_ca and not (ext.get("basicConstraints") and "subjectKeyIdentifier" in ext):
+        names = {x.oid._name for x in self.certificate.extensions if getattr(x.value, "ca", True)}
+        if self.is_ca and not {"basicConstraints", "subjectKeyIdentifier"} <= names:
             raise Fault(f"{path}: is no CA's certificate: it takes CA:TRUE and a subjectKeyIdentifier")
         if "csr.pem" in self.holds and self.requested_key() != public:
-            raise Fault(f"{path}: is for another key than {self.path}/csr.pem")
+            raise Fault(f"{path}: is for another key than {self.folder}/csr.pem")
         self.cross: bytes = self.above.cross if self.above else b""
         if "cross.pem" in self.holds and not self.above:
-            cross = read_pem(f"{self.path}/cross.pem", x509.load_pem_x509_certificate)
+            cross = read_pem(f"{self.folder}/cross.pem", x509.load_pem_x509_certificate)
             same = (cross.subject, cross.public_key()) == (self.certificate.subject, public)
             if not same or cross.issuer == self.certificate.subject:
-                raise Fault(f"{self.path}/cross.pem: is no higher CA's certificate for this name and key")
+                raise Fault(f"{self.folder}/cross.pem: is no higher CA's certificate for this name and key")
             self.cross = pem(cross)
 
     def compare(self, path: str) -> None:
@@ -585,9 +583,9 @@ class Entry:
 
     def newest_list(self) -> tuple[int, x509.CertificateRevocationList | None]:
         """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
-        path, ca, kept = f"{self.path}/crl.pem", self.certificate, "crl.pem" in self.holds
+        path, ca, kept = f"{self.folder}/crl.pem", self.certificate, "crl.pem" in self.holds
         number, newest, place = -1, None, ""
-        copies = {x.read_bytes(): str(x) for x in Path(self.path).parent.glob("*/crl.pem") if x.is_file()}
+        copies = {x.read_bytes(): str(x) for x in Path(self.folder).parent.glob("*/crl.pem") if x.is_file()}
         for copy in [*[path] * kept, *copies.values()]:
             try:
                 for each in read_pem(copy, load_lists):
@@ -600,13 +598,13 @@ class Entry:
                     raise
         if kept and place != path:
             raise Fault(f"{path}: is not this CA's newest list: rm {path}, and run again to restore it")
-        if newest is None and self.issued and os.path.exists(f"{self.path}/key.pem"):
+        if newest is None and self.issued and os.path.exists(f"{self.folder}/key.pem"):
             raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
         return number, newest
 
     def own_list(self, options: argparse.Namespace) -> tuple[x509.CertificateRevocationList, ...]:
         """Keep, extend, refresh or begin a CA's list (RFC 5280, section 5). Raises Fault, OSError."""
-        path, ca, last = f"{self.path}/crl.pem", self.certificate, self.certificate.not_valid_after_utc
+        path, ca, last = f"{self.folder}/crl.pem", self.certificate, self.certificate.not_valid_after_utc
         number, own = self.newest_list()
         self.revoked = {} if own is None else {each.serial_number: each for each in own}
         named = [x for x in self.records(options.revoke) if x.not_valid_after_utc > NOW]
@@ -617,12 +615,12 @@ class Entry:
                 return (own,)
             if self.locked or self.key is None:
                 if ends <= NOW:
-                    raise Fault(f"{path}: has expired: the next one takes {self.path}/key.pem")
-                complain("warning", f"{path}: ends on {ends:%F}: the next one takes {self.path}/key.pem")
+                    raise Fault(f"{path}: has expired: the next one takes {self.folder}/key.pem")
+                complain("warning", f"{path}: ends on {ends:%F}: the next one takes {self.folder}/key.pem")
                 return (own,)
         if self.key is None:
             what = "stays as it is" if added else "is missing, so no node below can check who is revoked"
-            complain("error" if added else "warning", f"{path}: {what}: it takes {self.path}/key.pem")
+            complain("error" if added else "warning", f"{path}: {what}: it takes {self.folder}/key.pem")
             return () if own is None else (own,)
         for serial in added:
             entry = x509.RevokedCertificateBuilder(serial, NOW)
@@ -644,7 +642,7 @@ class Entry:
 
     def records(self, names: list[str]) -> list[x509.Certificate]:
         """Return all that this CA issued under some names. Raises Fault, OSError."""
-        paths = [f"{self.path}/issued/{x}" for x in sorted(self.issued) if x.rpartition("-")[0] in names]
+        paths = [f"{self.folder}/issued/{x}" for x in sorted(self.issued) if x.rpartition("-")[0] in names]
         return [read_pem(path, x509.load_pem_x509_certificate) for path in paths]
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
@@ -662,13 +660,15 @@ class Entry:
             crypto.X509StoreContext(store, leaf, between).verify_certificate()
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
-            raise Fault(f"{path}: {error} ({whose}); --renew it, or rm -r its folder and run again") from None
+            advice = "set the clock" if "not yet" in str(error) else "--renew it, or mend its configuration"
+            raise Fault(f"{path}: {error} ({whose}): {advice}") from None
 
     def line(self) -> str:
         """Return what a person reads of it, indented as in the tree."""
         by, ends = self.issuer or "itself", self.certificate.not_valid_after_utc
         note = f", with {by}" if self.state in ("made", "renewed") and ends < self.times["notAfter"] else ""
         note += f", {len(self.revoked)} revoked" if self.revoked else ""
+        note += "" if {"key.pem"} & (self.holds | self.files.keys()) else ", key elsewhere"
         name, key = "  " * len(self.issuers) + self.name, self.certificate.public_key()
         return f"{name:16}  {self.state:7}  {key_type(name, key):13}  by {by:10}  until {ends:%F}{note}"
 
@@ -719,7 +719,7 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
             complain(kind, f"{keys}: left alone: {number - 1} below {name}, which failed or is revoked")
     pool.shutdown(cancel_futures=True)
     os.sync()
-    return int("error" in dict(SAID))
+    return int(any(kind == "error" for kind, _ in SAID))
 
 
 def main() -> int:

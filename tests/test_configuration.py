@@ -1073,10 +1073,9 @@ def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
 @cases(
     table(
         NODE,
-        ("key", "rsa:1024", "rsa:2048", "2048 to|at least 2048"),
-        ("key", "rsa:2047", "rsa:2048", "2048 to|at least 2048"),
-        ("key", "rsa:8200", "rsa:2056", "8192"),
-        ("key", "rsa:16384", "rsa:2048", "8192"),
+        ("key", "rsa:1024", "rsa:2048", "rsa:2048"),
+        ("key", "rsa:2047", "rsa:2048", "rsa:2048"),
+        ("key", "rsa:16384", "rsa:8192", "8192"),
         ("key", "rsa", "rsa:2048", "rsa:"),
         ("key", "ec:secp256k1", "ec:secp384r1", "prime256v1"),
         ("key", "ec:P-521", "ec:secp521r1", "secp521r1"),

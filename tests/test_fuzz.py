@@ -40,9 +40,9 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # None: where t
 ENVIRONMENT = PHRASES
 PREFIX = f"{GENERATE.name}: "
 NOT_CONFIGURATION = [  # status 1: what the environment lacks, and what only OpenSSL can judge
-    r"\w+ is not set, and no terminal answers: set it",
+    r"\w+: is no environment variable, and no terminal answers",
     r"\w+: a pass phrase must have 1 to 1023 bytes",
-    r"keys/\S+/cert\.pem: .+ \(.*\); --renew it, or rm -r its folder and run again",
+    r"keys/\S+/cert\.pem: .+ \(.*\): (set the clock|--renew it, or mend its configuration)",
     r"keys: left alone: \d+ below \S+, which failed or is revoked",
 ]
 KEYS: dict[str, Callable[[], Any]] = {

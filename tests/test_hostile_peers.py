@@ -1236,13 +1236,6 @@ def test_text_that_is_harmless_is_shown_as_it_stands(
     assert [quoted(line) for line in transcript(mirror, start)] == texts
 
 
-def test_the_client_shows_the_codes_of_what_its_terminal_lacks(made: Path, mirror: Server) -> None:
-    env = {**PHRASES, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    result = client(mirror.port, made / "keys/client", "robot: ok", "Ü 🤖", env=env)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[1:] == ["read: [robot: ok]", r"read: [\xdc \U0001f916]"]
-
-
 def test_long_lines_of_clients_at_once_never_mix(made: Path, mirror: Server, good: ssl.SSLContext) -> None:
     start = mirror.out.stat().st_size
     said = [chr(ord("a") + number) + "\x1b" * 16000 for number in range(8)]

@@ -28,6 +28,7 @@ from folders import (
     add_client2,
     certificate,
     changed,
+    complaints,
     drop,
     edit,
     fine,
@@ -236,6 +237,30 @@ def test_a_new_node_is_all_that_is_made(copy: Path) -> None:
     serial = certificate(copy / "keys/client2/cert.pem").serial_number
     new = {f"client2/{name}" for name in NODE_FILES}
     assert changed(before, tree(copy / "keys")) == {*new, f"master/issued/client2-{serial:X}.pem"}
+
+
+def test_without_its_packages_it_says_how_to_install_them(tmp_path: Path) -> None:
+    configure(tmp_path)
+    result = run(sys.executable, "-S", GENERATE, cwd=tmp_path, env=PHRASES)  # no site-packages
+    (line,) = complaints(result, "error", 1)
+    assert "pip install -r requirements.txt" in line
+    fine(generate(tmp_path))
+
+
+def test_a_clock_that_is_behind_is_to_be_set_and_nothing_to_be_removed(copy: Path) -> None:
+    before = tree(copy)
+    first, *others = complaints(later(copy, "-30 days"), "error", 1)
+    assert first.startswith("keys/root/cert.pem: ") and "set the clock" in first
+    assert not any("rm -r" in line for line in [first, *others])
+    assert tree(copy) == before
+    fine(generate(copy))
+
+
+def test_a_key_that_is_elsewhere_is_shown_to_be(copy: Path) -> None:
+    (copy / "keys/root/key.pem").unlink()
+    (copy / "keys/client/key.pem").unlink()
+    shown = {line.split()[0]: line for line in fine(generate(copy, env=None)).stdout.splitlines()}
+    assert [name for name, line in shown.items() if line.endswith(", key elsewhere")] == ["root", "client"]
 
 
 @pytest.mark.parametrize("how", ["removed", "a dangling link"])
