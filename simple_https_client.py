@@ -19,7 +19,7 @@ TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 
 def say(text: str, stream: TextIO) -> None:
     """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    line = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     print(line + "\n", end="", file=stream, flush=True)  # in one piece
 
 

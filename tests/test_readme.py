@@ -46,6 +46,7 @@ COMMANDS = (
     "cfssl serve",
     "cfssl sign",
     "--revoke client3",
+    "benchmark.py",
     "pytest",
 )
 
