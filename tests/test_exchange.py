@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import (
@@ -45,6 +46,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from folders import edit
 
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"
@@ -149,6 +151,20 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configure(folder)
     assert generate(folder).returncode == 0
     return folder
+
+
+@pytest.mark.parametrize("key", ["ec:secp384r1", "ec:secp521r1", "rsa:2048", "rsa:3072", "ed25519", "ed448"])
+def test_each_type_of_key_makes_an_exchange(tmp_path: Path, serve: Serve, key: str) -> None:
+    def change(keys: dict[str, Any]) -> None:
+        for entry in (keys["root"], keys["master"], *keys["nodes"].values()):
+            entry["key"] = key
+            entry["digest"] = None if key.startswith("ed") else entry["digest"]
+
+    edit(tmp_path, change)
+    assert generate(tmp_path).returncode == 0
+    server = serve("-k", str(tmp_path / "keys/server"))
+    result = client(server.port, tmp_path / "keys/client")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "connected\nread: [hello]\n", "")
 
 
 class Program:

@@ -250,3 +250,32 @@ def test_the_command_lines_are_those_of_the_help(script: str) -> None:
     for option, default in re.findall(r"(--?\w+)(?: ([\w./]+)\])?", usage):
         assert re.search(rf"(^|[\s\[]){option}\b", printed), option
         assert default in printed
+
+
+def test_the_tables_name_every_key_type_and_field_that_the_script_knows(tmp_path: Path) -> None:
+    text, section = (ROOT / "sros_config.yml").read_text(), SECTIONS["The configuration"]
+
+    def known(old: str, new: str, pattern: str) -> set[str]:
+        (tmp_path / "sros_config.yml").write_text(text.replace(old, new, 1))
+        result = run(sys.executable, ROOT / "simple_key_generation.py", cwd=tmp_path)
+        return {*re.findall(pattern, result.stderr.partition(" there are ")[2] or result.stderr)}
+
+    def told(row: str) -> set[str]:
+        (cells,) = re.findall(rf"^\| `{row}` \|.*\|(.*)\|$", section, re.MULTILINE)
+        return {*re.findall(r"`([^`]+)`", cells)}
+
+    key = known("key: ec:prime256v1", "key: x", r"(?:ec|rsa):\w+|ed\d+|ml-dsa-\d+")
+    assert key == told("key") and len(key) > 10
+    assert known("countryName:", "x:", r"subject\.(\w+)") == told("subject")
+    extensions = known("basicConstraints:", "x:", r"extensions\.(\w+)")
+    assert extensions == {
+        *re.findall(
+            r"`(\w+)`",
+            "".join(re.findall(r"^\| (`[a-z]\w+`.*?) \|", section.split("| extension |")[1], re.M)),
+        )
+    }
+    fields = known("issuer: root", "x: root", r"\b\w+(?=[,\n])")
+    assert fields == {
+        name.partition(".")[0]
+        for name in re.findall(r"^\| `([\w.]+)` \|", section.split("| extension |")[0], re.M)
+    }
