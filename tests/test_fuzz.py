@@ -492,7 +492,7 @@ def hierarchies(draw: Any, most: int = 4) -> Hierarchy:
     above: dict[str, str | None] = {}
     for number in range(draw(st.integers(1, most - 1))):
         higher = [None, *(ca for ca in above if depth(above, ca) < 3)]
-        above[f"{draw(st.text(ALNUM + '_-', max_size=9))}{number}"] = (
+        above[f"{draw(st.text(ALNUM + '_-', max_size=9))}c{number}"] = (
             draw(st.sampled_from(higher)) if above else None
         )
     cas = [*above]
