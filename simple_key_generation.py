@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a certificate authority hierarchy, as sros_config.yml defines it, as a folder of PEM files.
 
-One rule: walk it from the top; keep what is there; make what is missing; verify everything.
+The rule of walk() and Entry.visit(): keep what is there, make what is missing, verify everything.
 """
 
 import argparse
@@ -425,7 +425,7 @@ class Entry:
         self.issued = {*os.listdir(f"{self.folder}/issued")} if "issued" in self.holds else set()
         self.state = "kept" if "cert.pem" in self.holds else "made"
         if self.state == "made":
-            self.certificate = self.certify(self.requested_key())
+            self.certificate = self.certify(self.requested_key())  # makes a new folder's key
         else:
             self.certificate = read_pem(path, x509.load_pem_x509_certificate)
         self.match(path)
@@ -442,7 +442,7 @@ class Entry:
         self.files |= {"crl.pem": pem(*own)} if own else {}
         if "crl.pem" in self.holds and "crl.pem" in self.files:  # whatever fails below, revocations spread
             write(self.folder, {"crl.pem": self.files["crl.pem"]}, self.holds)
-        self.lists = (*own, *lists) if own and (lists or not above) else ()
+        self.lists = (*own, *lists) if own and (lists or not above) else ()  # of the whole chain, or none
         if self.state == "revoked":
             if self.name in options.revoke:
                 return
@@ -699,7 +699,7 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
     for count, name in enumerate(names := [*entries], 1):
         entry = entries[name] if entries[name].is_ca else entries.pop(name)  # to be forgotten when done
         above, cause = entries.get(entry.issuer or ""), failed.get(entry.issuer)
-        spreads = above is not None and above.lists and "crl.pem" in above.holds
+        spreads = above is not None and above.lists and "crl.pem" in above.holds  # its list, no more
         if cause and not (spreads and os.path.exists(f"{keys}/{name}/cert.pem")):
             failed[name] = cause
             continue
