@@ -6,15 +6,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import programs
 import pytest
 from conftest import DEADLINE, ROOT, Server, Terminal, environment, run
+from programs import TITLE, answers, free_port
 
 README = (ROOT / "README.md").read_text()
 SECTIONS = dict(part.split("\n", 1) for part in README.split("\n## ")[1:])
@@ -31,7 +30,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 # The recipes for other programs have tests of their own.
-PARTS = [text for title, text in SECTIONS.items() if title not in (*STORIES, programs.TITLE, "ROS 2")]
+PARTS = [text for title, text in SECTIONS.items() if title not in (*STORIES, TITLE, "ROS 2")]
 BLOCKS = [block for text in PARTS for block in blocks(text)]
 # What each shell block is known by; those of the tests themselves run in .ci/run.
 COMMANDS = (
@@ -68,12 +67,6 @@ def shell(folder: Path, text: str, env: dict[str, str] | None = None) -> subproc
     """Run a shell block in a folder, with this Python as python3."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
     return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path})
-
-
-def free_port() -> int:
-    """A port that the kernel says is free, on both loopback addresses."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +208,6 @@ def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp
         os.killpg(service.pid, signal.SIGKILL)
         service.wait(DEADLINE)
         server.stop()
-
-
-def answers(port: int) -> bool:
-    """Whether someone listens on a port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def plain(text: str) -> str:
