@@ -233,12 +233,10 @@ def serving(sizes: Sizes, *names: str) -> Iterator[tuple[Path, list[Server]]]:
         yield folder / "keys/client", servers
 
 
-def client_context(keys: Path, verify: bool = True) -> ssl.SSLContext:
-    """A client's settings; one that only loads a server saves the CPU for looking at its chain."""
+def client_context(keys: Path) -> ssl.SSLContext:
+    """A client's settings, which verify the server."""
     context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
     context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
-    if not verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
@@ -273,9 +271,19 @@ def exchange(port: int, context: ssl.SSLContext, answer: bytes, nodelay: bool = 
 
 def load(port: int, keys: Path, answer: bytes, count: int) -> None:
     """Call a server as often as said, as fast as it goes, in one of several processes."""
-    context = client_context(keys, verify=False)
+    context = client_context(keys)
     for _ in range(count):
         exchange(port, context, answer)
+
+
+def settle(server: Server) -> None:
+    """Wait until a server uses no more CPU, as the last ones have ended."""
+    before, until = -1.0, time.monotonic() + 20
+    while (now := server.cpu()) != before:
+        if time.monotonic() > until:
+            raise WrongResult(f"{server.name} does not come to rest")
+        before = now
+        time.sleep(0.05)
 
 
 def exchanging(sizes: Sizes) -> list[Measure]:
@@ -297,7 +305,7 @@ def exchanging(sizes: Sizes) -> list[Measure]:
                 for each in calls:
                     each.result()
                 wall = time.perf_counter() - begin
-                time.sleep(0.2)  # for the last ones to end
+                settle(server)
                 cpu.add(server.name, (server.cpu() - before) / share / LOADERS * 1000)
                 rate.add(server.name, share * LOADERS / wall)
                 for nodelay, (median, last) in latencies.items():
