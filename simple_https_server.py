@@ -60,7 +60,7 @@ def make_context(keys: Path) -> ssl.SSLContext:
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
         context.load_verify_locations(keys / "ca.pem")
         anchors = [ca["subject"] for ca in context.get_ca_certs()]
-        chain = ssl.create_default_context(cafile=keys / "fullchain.pem")  # to read it, no more
+        (chain := ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).load_verify_locations(keys / "fullchain.pem")
         for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
             if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would become an anchor, too
                 context.load_verify_locations(cadata=der)  # for peers that send no issuers
