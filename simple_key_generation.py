@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,10 +34,9 @@ try:
 except ImportError as error:
     sys.exit(f"simple_key_generation.py: error: {error}: pip install -r requirements.txt, for this Python")
 
-X509_STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
-CRL_CHECK = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
-to_openssl = lru_cache(maxsize=16)(crypto.X509.from_cryptography)
+FLAGS = crypto.X509StoreFlags
 PEM = serialization.Encoding.PEM
+BLOCK = re.compile(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+")  # of a PEM file that holds several
 RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
 
 SCRIPT = "simple_key_generation.py"
@@ -144,8 +143,7 @@ def read_configuration(path: str) -> "dict[str, Entry]":
             raise ValueError("must be a mapping with the field keys, a mapping of entries")
         if unknown := [x for x in document if x != "keys" and not str(x).startswith("x-")]:
             raise ValueError(f"unknown field {unknown[0]!r}; there is keys, and x-… for anchors")
-    entries: dict[str, Entry] = {}
-    nodes = document["keys"].pop("nodes", None) or {}
+    entries, nodes = dict[str, Entry](), document["keys"].pop("nodes", None) or {}
     for place, group in (("keys", document["keys"]), ("keys.nodes", nodes)):
         with at(f"{path}: {place}"):
             if not isinstance(group, dict):
@@ -176,8 +174,7 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> "Entry":
         read_text(name, "", NAME)
         if not isinstance(value, dict):
             raise ValueError("must be a mapping of fields to their values")
-    texts: dict[str, str] = {}  # by path, such as subject.commonName
-    names: list[x509.NameAttribute[str | bytes]] = []
+    texts, names = dict[str, str](), list[x509.NameAttribute[str | bytes]]()  # by path, as Entry.fields
     times, extensions = {"notBefore": NOW}, dict[str, tuple[x509.ExtensionType | None, bool]]()
     for group, part in value.items():
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
@@ -227,8 +224,7 @@ def read_time(field: str, value: str) -> datetime:
 
 def in_walking_order(entries: "dict[str, Entry]") -> "dict[str, Entry]":
     """Return the entries depth first from the roots; raise ConfigurationError for what can't be."""
-    positions = {name: position for position, name in enumerate(entries)}
-    paths = {}
+    positions, paths = {name: number for number, name in enumerate(entries)}, dict[str, list[int]]()
     for name, entry in entries.items():
         path = [name]
         with at(f"{entry.where}.issuer"):
@@ -351,11 +347,6 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
         raise Fault(f"{path}: is damaged, or not what its name says") from None
 
 
-def load_lists(data: bytes) -> list[x509.CertificateRevocationList]:
-    """Return all revocation lists in a file; else raise ValueError."""
-    return [x509.load_pem_x509_crl(x) for x in re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)]
-
-
 def pem(*objects: Any) -> bytes:
     """Return certificates, requests or lists as PEM, one after the other."""
     return b"".join(each.public_bytes(PEM) for each in objects)
@@ -399,6 +390,16 @@ def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject)
 
 
+def trust_store(anchor: x509.Certificate, lists: Any, flags: int) -> crypto.X509Store:
+    """Return what OpenSSL verifies by, in strict mode: a trust anchor, revocation lists and flags."""
+    store = crypto.X509Store()
+    store.add_cert(crypto.X509.from_cryptography(anchor))
+    for each in lists:
+        store.add_crl(each)
+    store.set_flags(flags | FLAGS.X509_STRICT | FLAGS.CHECK_SS_SIGNATURE | (FLAGS.CRL_CHECK if lists else 0))
+    return store
+
+
 @dataclass
 class Entry:
     """What the configuration says of one folder, and, once it is visited, what stands there."""
@@ -414,6 +415,7 @@ class Entry:
     extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
     new_key: Callable[[], Any] | None = None  # gives the key that is being made ahead
     lists: tuple[x509.CertificateRevocationList, ...] = ()  # a CA's own and those above, or none
+    store: crypto.X509Store | None = None  # trusts a CA that the anchor was seen to vouch for
 
     def visit(self, keys: str, above: "Entry | None", options: argparse.Namespace) -> None:
         """Keep, make or renew everything, verify it, and write what is new. Raises Fault, OSError."""
@@ -555,8 +557,8 @@ class Entry:
             complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
         if not self.locked and self.key is not None and self.key.public_key() != public:
             raise Fault(f"{path}: is for another key than {key}")
-        names = {x.oid._name for x in self.certificate.extensions if getattr(x.value, "ca", True)}
-        if self.is_ca and not {"basicConstraints", "subjectKeyIdentifier"} <= names:
+        found, needed = self.certificate.extensions, {"basicConstraints", "subjectKeyIdentifier"}
+        if self.is_ca and not needed <= {x.oid._name for x in found if getattr(x.value, "ca", True)}:
             raise Fault(f"{path}: is no CA's certificate: it takes CA:TRUE and a subjectKeyIdentifier")
         if "csr.pem" in self.holds and self.requested_key() != public:
             raise Fault(f"{path}: is for another key than {self.folder}/csr.pem")
@@ -588,7 +590,7 @@ class Entry:
         copies = {x.read_bytes(): str(x) for x in Path(self.folder).parent.glob("*/crl.pem") if x.is_file()}
         for copy in [*[path] * kept, *copies.values()]:
             try:
-                for each in read_pem(copy, load_lists):
+                for each in read_pem(copy, lambda data: [*map(x509.load_pem_x509_crl, BLOCK.findall(data))]):
                     found = max((getattr(x.value, "crl_number", 0) for x in each.extensions), default=0)
                     mine = each.issuer == ca.subject and each.is_signature_valid(cast(Any, ca.public_key()))
                     if mine and found > number:
@@ -647,21 +649,20 @@ class Entry:
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify what this CA signed, up to the trust anchor. Raises Fault."""
-        algorithm = certificate.signature_hash_algorithm
-        if algorithm is not None and algorithm.name in ("md5", "sha1"):
-            raise Fault(f"{path}: is signed with {algorithm.name}, which can be forged")
-        leaf, *between, anchor = map(to_openssl, [certificate, *self.chain])
-        store = crypto.X509Store()
-        store.add_cert(anchor)
-        for each in self.lists:
-            store.add_crl(each)
-        store.set_flags(X509_STRICT | (CRL_CHECK if self.lists else 0))
+        if (digest := getattr(certificate.signature_hash_algorithm, "name", "")) in ("md5", "sha1"):
+            raise Fault(f"{path}: is signed with {digest}, which can be forged")
+        store = self.store or trust_store(self.chain[-1], self.lists, FLAGS.CRL_CHECK_ALL)
+        leaf = crypto.X509.from_cryptography(certificate)
+        between = [] if self.store else [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
         try:
             crypto.X509StoreContext(store, leaf, between).verify_certificate()
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
             advice = "set the clock" if "not yet" in str(error) else "--renew it, or mend its configuration"
             raise Fault(f"{path}: {error} ({whose}): {advice}") from None
+        further = {type(x.value) for ca in self.chain[1:] for x in ca.extensions}
+        if not self.store and x509.NameConstraints not in further:  # these are for every name below
+            self.store = trust_store(self.certificate, self.lists[:1], FLAGS.PARTIAL_CHAIN)
 
     def line(self) -> str:
         """Return what a person reads of it, indented as in the tree."""
@@ -717,7 +718,6 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
         if number > 1:
             kind = "warning" if name in options.revoke else "error"
             complain(kind, f"{keys}: left alone: {number - 1} below {name}, which failed or is revoked")
-    pool.shutdown(cancel_futures=True)
     os.sync()
     return int(any(kind == "error" for kind, _ in SAID))
 
@@ -740,11 +740,11 @@ def main() -> int:
     try:
         return walk(options.keys, read_configuration(options.config), options)
     except KeyboardInterrupt:
-        os._exit(130)  # without a wait for keys that are being made
+        return 130
     except (Fault, OSError) as error:
         complain("error", error)
         return 2 if isinstance(error, ConfigurationError) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # all is flushed; keys still being made for what failed are not waited for
