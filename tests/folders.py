@@ -85,6 +85,16 @@ def refused(result: Result, *names: str) -> list[str]:
     return lines
 
 
+def faults(result: Result, *texts: str) -> list[str]:
+    """Require status 1 and one error line for each text, which it contains; warnings may stand beside."""
+    lines = result.stderr.splitlines()
+    wrong = [line for line in lines if line.startswith(f"{GENERATE.name}: error: ")]
+    assert all(line.startswith(f"{GENERATE.name}: warning: ") for line in lines if line not in wrong)
+    assert (result.returncode, len(wrong)) == (1, len(texts)), result.stderr
+    assert all(text in line for text, line in zip(texts, wrong, strict=True)), result.stderr
+    return wrong
+
+
 def warned(result: Result, *names: str) -> list[str]:
     """Require status 0 and one warning for each name, which it contains, in any order."""
     lines = complaints(result, "warning", 0)

@@ -31,6 +31,7 @@ from folders import (
     complaints,
     drop,
     edit,
+    faults,
     fine,
     keep_only,
     later,
@@ -504,7 +505,7 @@ def waiting(copy: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("whose", ["for another key", "from a foreign CA", "by SHA-1", "sound"])
+@pytest.mark.parametrize("whose", ["for another key", "from a foreign CA", "by SHA-1", "not strict", "sound"])
 def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: str) -> None:
     server = waiting / "keys/server"
     ca = waiting / "elsewhere"
@@ -514,7 +515,8 @@ def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: st
         if whose == "from a foreign CA":
             ca = make_ca(waiting / "foreign", "master")
         digest = "sha1" if whose == "by SHA-1" else "sha256"
-        sign(server / "csr.pem", ca, "sros", SERVER_EXTENSIONS, server / "cert.pem", digest)
+        extensions = SERVER_EXTENSIONS.replace("keyid", "none" if whose == "not strict" else "keyid")
+        sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", digest)
     before = tree(waiting)
     result = generate(waiting)
     if whose == "sound":
@@ -660,6 +662,7 @@ def empty(path: Path) -> None:
 
 BELOW: dict[str, list[str]] = {  # what is said of those that hang below
     "server": [],
+    "client": [],
     "master": ["master"],
     "root": ["root"],
 }
@@ -712,7 +715,7 @@ def test_a_broken_signature_is_an_error(copy: Path) -> None:
         refused(generate(copy), f"keys/{name}: ", *BELOW[path.parent.name])
         assert tree(copy) == before, name
 
-    in_copies(copy, ["server/cert.pem", "master/cert.pem", "master/crl.pem"], check)
+    in_copies(copy, ["server/cert.pem", "client/cert.pem", "master/cert.pem", "master/crl.pem"], check)
 
 
 def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
@@ -736,6 +739,31 @@ def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
     x400 = "2.5.29.18 = DER:30:02:a3:00"
     two = "1.2.3.4 = DER:05:00\n1.2.3.5 = DER:05:00"
     in_copies(copy, ["version 4", x400, two], check)
+
+
+def test_the_name_constraints_of_a_higher_ca_are_for_every_node(tmp_path: Path) -> None:
+    def constrain(keys: dict[str, Any], name: str) -> None:
+        keys["root"]["extensions"]["nameConstraints"] = "critical, excluded;DNS:outside.example"
+        keys["nodes"]["client"]["extensions"]["subjectAltName"] = f"DNS:{name}"
+
+    edit(tmp_path, lambda keys: constrain(keys, "outside.example"))
+    refused(generate(tmp_path), "keys/client/cert.pem: excluded subtree violation")  # the server comes first
+    edit(tmp_path, lambda keys: constrain(keys, "inside.example"))
+    fine(generate(tmp_path))
+
+
+def test_the_path_length_of_a_higher_ca_is_for_every_node(tmp_path: Path) -> None:
+    def alone(keys: dict[str, Any]) -> None:
+        keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:0"
+        del keys["master"], keys["nodes"]
+
+    edit(tmp_path, alone)
+    fine(generate(tmp_path))
+    configure(tmp_path)
+    long = "path length constraint exceeded"
+    faults(generate(tmp_path), f"keys/server/cert.pem: {long}", f"keys/client/cert.pem: {long}")
+    drop(tmp_path / "keys", "root", "master")
+    fine(generate(tmp_path))
 
 
 def test_a_trust_anchors_broken_signature_is_an_error(copy: Path) -> None:

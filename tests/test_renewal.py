@@ -43,6 +43,7 @@ from folders import (
     changed,
     drop,
     edit,
+    faults,
     fine,
     keep_only,
     later,
@@ -132,16 +133,6 @@ def renew_later(folder: Path, when: str, *names: str, env: dict[str, str] | None
 def states(result: Result) -> dict[str, str]:
     """Return what a run printed of each entry: made, kept, renewed or revoked."""
     return {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
-
-
-def faults(result: Result, *texts: str) -> list[str]:
-    """Require status 1 and one error line for each text, which it contains; warnings may stand beside."""
-    lines = result.stderr.splitlines()
-    wrong = [line for line in lines if line.startswith(f"{GENERATE.name}: error: ")]
-    assert all(line.startswith(f"{GENERATE.name}: warning: ") for line in lines if line not in wrong)
-    assert (result.returncode, len(wrong)) == (1, len(texts)), result.stderr
-    assert all(text in line for text, line in zip(texts, wrong, strict=True)), result.stderr
-    return wrong
 
 
 def serial(node: Path) -> int:
