@@ -452,12 +452,12 @@ class Entry:
         (above or self).verify(path, self.certificate)
         if self.holds:
             self.compare(path)
-        self.files |= {"cert.pem": pem(self.certificate)} if self.state != "kept" else {}
-        self.files["fullchain.pem"] = pem(self.certificate) + pem(*self.issuers[:-1]) + self.cross
-        self.files["ca.pem"] = pem(self.chain[-1])
+        cert, ca = pem(self.certificate), pem(self.chain[-1])
+        self.files |= {"cert.pem": cert} if self.state != "kept" else {}
+        self.files |= {"fullchain.pem": cert + pem(*self.issuers[:-1]) + self.cross, "ca.pem": ca}
         record = f"{self.name}-{self.certificate.serial_number:X}.pem"
         if above and record not in above.issued:  # before the certificate goes anywhere else
-            write(f"{above.folder}/issued", {record: pem(self.certificate)}, above.issued)
+            write(f"{above.folder}/issued", {record: cert}, above.issued)
             above.issued.add(record)
         write(self.folder, self.files, self.holds)
 
