@@ -78,7 +78,7 @@ class Sizes:
     rounds: int = 5
     nodes: tuple[int, int, int] = (100, 1000, 10_000)
     few: int = 15  # nodes that are made by a process each, or several
-    rsa: tuple[int, int] = (40, 20)  # nodes of 2048 and of 3072 bits
+    rsa: tuple[int, int] = (100, 50)  # nodes of 2048 and of 3072 bits
     exchanges: int = 1000
     calls: int = 100  # one after the other, at rest
     echoes: tuple[int, int, int] = (10_000, 5000, 2000)  # of 32 bytes, 16 KiB and 64 KiB
