@@ -36,7 +36,7 @@ except ImportError as error:
 
 FLAGS = crypto.X509StoreFlags
 PEM = serialization.Encoding.PEM
-BLOCK = re.compile(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+")  # of a PEM file that holds several
+lists_in = cache(lambda keys: {x.read_bytes(): str(x) for x in Path(keys).glob("*/crl.pem") if x.is_file()})
 RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
 
 SCRIPT = "simple_key_generation.py"
@@ -340,7 +340,7 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
     """Return what a PEM file holds. Raises Fault, OSError."""
     try:
         loaded = load(Path(path).read_bytes())
-        for each in loaded if isinstance(loaded, list) else [loaded, loaded.public_key()]:
+        for each in (loaded, loaded.public_key()):
             getattr(each, "extensions", None)  # what cryptography parses only when it is asked for
         return loaded
     except INVALID:
@@ -586,19 +586,19 @@ class Entry:
     def newest_list(self) -> tuple[int, x509.CertificateRevocationList | None]:
         """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
         path, ca, kept = f"{self.folder}/crl.pem", self.certificate, "crl.pem" in self.holds
-        number, newest, place = -1, None, ""
-        copies = {x.read_bytes(): str(x) for x in Path(self.folder).parent.glob("*/crl.pem") if x.is_file()}
-        for copy in [*[path] * kept, *copies.values()]:
+        own = Path(path).read_bytes() if kept else b""
+        number, newest, newest_in = -1, None, b""
+        for data, place in ({own: path} | lists_in(os.path.dirname(self.folder))).items():
             try:
-                for each in read_pem(copy, lambda data: [*map(x509.load_pem_x509_crl, BLOCK.findall(data))]):
+                for each in map(x509.load_pem_x509_crl, re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)):
                     found = max((getattr(x.value, "crl_number", 0) for x in each.extensions), default=0)
                     mine = each.issuer == ca.subject and each.is_signature_valid(cast(Any, ca.public_key()))
                     if mine and found > number:
-                        number, newest, place = found, each, copy
-            except Fault:
-                if copy == path or not kept:  # what is damaged of a node's is written anew
-                    raise
-        if kept and place != path:
+                        number, newest, newest_in = found, each, data
+            except INVALID:
+                if data == own or not kept:  # what is damaged of a node's is written anew
+                    raise Fault(f"{path if data == own else place}: is damaged") from None
+        if kept and newest_in != own:
             raise Fault(f"{path}: is not this CA's newest list: rm {path}, and run again to restore it")
         if newest is None and self.issued and os.path.exists(f"{self.folder}/key.pem"):
             raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")

@@ -894,6 +894,19 @@ def test_a_lost_list_is_restored_from_the_nodes_newest_copy(copy: Path) -> None:
     assert (keys / "server/crl.pem").read_bytes() == newest + root
 
 
+def test_a_nodes_copy_is_read_as_often_however_many_cas_there_are(copy: Path) -> None:
+    def opened() -> int:
+        log = copy / "strace.log"
+        command = ("strace", "-f", "-e", "trace=openat", "-o", log, sys.executable, GENERATE, "-q")
+        fine(run(*command, cwd=copy, env=PHRASES))
+        return log.read_text().count('"keys/server/crl.pem"')
+
+    before = opened()
+    edit(copy, lambda keys: keys.update({f"master{number}": keys["master"] for number in range(5)}))
+    fine(generate(copy))
+    assert opened() == before > 0
+
+
 def test_a_list_that_is_lost_everywhere_is_an_error(copy: Path) -> None:
     for path in copy.glob("keys/[msc]*/crl.pem"):
         path.unlink()
