@@ -36,6 +36,7 @@ except ImportError as error:
 
 FLAGS = crypto.X509StoreFlags
 PEM = serialization.Encoding.PEM
+# Every crl.pem in the folders by what it holds: read once, whatever the number of CAs.
 lists_in = cache(lambda keys: {x.read_bytes(): str(x) for x in Path(keys).glob("*/crl.pem") if x.is_file()})
 RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
 
@@ -508,9 +509,9 @@ class Entry:
         """Return a new certificate for a public key, by the issuer's. Raises Fault, OSError."""
         path, signer = f"{self.folder}/csr.pem", self.above or self
         key_type(path, key)
-        for record in signer.records([self.name]) if signer.revoked else []:
-            if record.serial_number in signer.revoked and record.public_key() == key:
-                raise Fault(f"{self.folder}: is revoked: rm -r {self.folder}, and run again for a new key")
+        revoked = {f"{self.name}-{serial:X}.pem" for serial in (signer.revoked if self.holds else ())}
+        if any(record.public_key() == key for record in signer.records(revoked & signer.issued)):
+            raise Fault(f"{self.folder}: is revoked: rm -r {self.folder}, and run again for a new key")
         if signer.key is None:
             if "csr.pem" not in self.holds and self.key is not None:
                 request = self.sign(x509.CertificateSigningRequestBuilder(self.subject))
@@ -596,8 +597,8 @@ class Entry:
                     if mine and found > number:
                         number, newest, newest_in = found, each, data
             except INVALID:
-                if data == own or not kept:  # what is damaged of a node's is written anew
-                    raise Fault(f"{path if data == own else place}: is damaged") from None
+                if not kept:  # else what is damaged of a node's is written anew
+                    raise Fault(f"{place}: is damaged, or not what its name says") from None
         if kept and newest_in != own:
             raise Fault(f"{path}: is not this CA's newest list: rm {path}, and run again to restore it")
         if newest is None and self.issued and os.path.exists(f"{self.folder}/key.pem"):
@@ -609,8 +610,8 @@ class Entry:
         path, ca, last = f"{self.folder}/crl.pem", self.certificate, self.certificate.not_valid_after_utc
         number, own = self.newest_list()
         self.revoked = {} if own is None else {each.serial_number: each for each in own}
-        named = [x for x in self.records(options.revoke) if x.not_valid_after_utc > NOW]
-        added = [x.serial_number for x in named if x.serial_number not in self.revoked]
+        named = self.records({x for x in self.issued if x.rpartition("-")[0] in options.revoke})
+        added = [x for x in named if x.not_valid_after_utc > NOW and x.serial_number not in self.revoked]
         if own is not None and not added:
             ends = own.next_update_utc or last
             if last <= NOW or ends - (ends - own.last_update_utc) / 3 >= NOW:
@@ -624,12 +625,12 @@ class Entry:
             what = "stays as it is" if added else "is missing, so no node below can check who is revoked"
             complain("error" if added else "warning", f"{path}: {what}: it takes {self.folder}/key.pem")
             return () if own is None else (own,)
-        for serial in added:
-            entry = x509.RevokedCertificateBuilder(serial, NOW)
+        for certificate in added:
+            entry = x509.RevokedCertificateBuilder(certificate.serial_number, NOW)
             if options.reason != "unspecified":  # is left out instead (RFC 5280, 5.3.1)
                 reason = x509.ReasonFlags(options.reason or "cessationOfOperation")
                 entry = entry.add_extension(x509.CRLReason(reason), False)
-            self.revoked[serial] = entry.build()
+            self.revoked[certificate.serial_number] = entry.build()
         ends = min(self.times.get("nextUpdate", last), last)
         builder = (  # begins a little in the past, for clocks that are behind
             x509.CertificateRevocationListBuilder(ca.subject)
@@ -642,10 +643,9 @@ class Entry:
             builder = builder.add_revoked_certificate(each)
         return (self.sign(builder),)
 
-    def records(self, names: list[str]) -> list[x509.Certificate]:
-        """Return all that this CA issued under some names. Raises Fault, OSError."""
-        paths = [f"{self.folder}/issued/{x}" for x in sorted(self.issued) if x.rpartition("-")[0] in names]
-        return [read_pem(path, x509.load_pem_x509_certificate) for path in paths]
+    def records(self, names: set[str]) -> list[x509.Certificate]:
+        """Return what the files of these names in a CA's issued/ hold. Raises Fault, OSError."""
+        return [read_pem(f"{self.folder}/issued/{x}", x509.load_pem_x509_certificate) for x in sorted(names)]
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify what this CA signed, up to the trust anchor. Raises Fault."""
