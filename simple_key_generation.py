@@ -36,7 +36,6 @@ except ImportError as error:
 
 FLAGS = crypto.X509StoreFlags
 PEM = serialization.Encoding.PEM
-# Every crl.pem in the folders by what it holds: read once, whatever the number of CAs.
 lists_in = cache(lambda keys: {x.read_bytes(): str(x) for x in Path(keys).glob("*/crl.pem") if x.is_file()})
 RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
 
@@ -90,6 +89,7 @@ FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RF
     "extensions.crlDistributionPoints": "URI:.+",
     "extensions.authorityInfoAccess": f"(OCSP|caIssuers|{OID});URI:.+",
 }
+INHERITED = {"2.5.29.30", "1.3.6.1.5.5.7.1.7", "1.3.6.1.5.5.7.1.8"}  # limit names and addresses down to nodes
 KNOWN_OIDS = {"1.3.6.1.5.5.7.1.1", *(f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37))}
 NEVER_CRITICAL = ".*KeyIdentifier|authorityInfoAccess|(?!2.5.29.(33|36|54)$)[0-9.]+"
 CA_EXTENSIONS = [f"extensions.{x}" for x in ("basicConstraints", "keyUsage", "subjectKeyIdentifier")]
@@ -341,8 +341,7 @@ def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
     """Return what a PEM file holds. Raises Fault, OSError."""
     try:
         loaded = load(Path(path).read_bytes())
-        for each in (loaded, loaded.public_key()):
-            getattr(each, "extensions", None)  # what cryptography parses only when it is asked for
+        _ = loaded.extensions, loaded.public_key()  # what cryptography parses only when it is asked for
         return loaded
     except INVALID:
         raise Fault(f"{path}: is damaged, or not what its name says") from None
@@ -416,7 +415,7 @@ class Entry:
     extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
     new_key: Callable[[], Any] | None = None  # gives the key that is being made ahead
     lists: tuple[x509.CertificateRevocationList, ...] = ()  # a CA's own and those above, or none
-    store: crypto.X509Store | None = None  # trusts a CA that the anchor was seen to vouch for
+    store: crypto.X509Store | None = None  # trusts this CA, once a whole chain through it was verified
 
     def visit(self, keys: str, above: "Entry | None", options: argparse.Namespace) -> None:
         """Keep, make or renew everything, verify it, and write what is new. Raises Fault, OSError."""
@@ -589,7 +588,7 @@ class Entry:
         path, ca, kept = f"{self.folder}/crl.pem", self.certificate, "crl.pem" in self.holds
         own = Path(path).read_bytes() if kept else b""
         number, newest, newest_in = -1, None, b""
-        for data, place in ({own: path} | lists_in(os.path.dirname(self.folder))).items():
+        for data, place in ({own: path} | lists_in(os.path.dirname(self.folder))).items():  # read once
             try:
                 for each in map(x509.load_pem_x509_crl, re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)):
                     found = max((getattr(x.value, "crl_number", 0) for x in each.extensions), default=0)
@@ -648,20 +647,21 @@ class Entry:
         return [read_pem(f"{self.folder}/issued/{x}", x509.load_pem_x509_certificate) for x in sorted(names)]
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
-        """Have OpenSSL verify what this CA signed, up to the trust anchor. Raises Fault."""
+        """Have OpenSSL verify what this CA signed: the first to the anchor, others to here. Raises Fault."""
         if (digest := getattr(certificate.signature_hash_algorithm, "name", "")) in ("md5", "sha1"):
             raise Fault(f"{path}: is signed with {digest}, which can be forged")
         store = self.store or trust_store(self.chain[-1], self.lists, FLAGS.CRL_CHECK_ALL)
         leaf = crypto.X509.from_cryptography(certificate)
         between = [] if self.store else [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
         try:
-            crypto.X509StoreContext(store, leaf, between).verify_certificate()
+            *_, by = crypto.X509StoreContext(store, leaf, between).get_verified_chain()[:2]
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
             advice = "set the clock" if "not yet" in str(error) else "--renew it, or mend its configuration"
             raise Fault(f"{path}: {error} ({whose}): {advice}") from None
-        further = {type(x.value) for ca in self.chain[1:] for x in ca.extensions}
-        if not self.store and x509.NameConstraints not in further:  # these are for every name below
+        if not self.store and by.to_cryptography() != self.certificate:
+            raise Fault(f"{path}: is not signed by {self.name}: --renew it, or mend its configuration")
+        if not (self.store or INHERITED & {x.oid.dotted_string for ca in self.chain for x in ca.extensions}):
             self.store = trust_store(self.certificate, self.lists[:1], FLAGS.PARTIAL_CHAIN)
 
     def line(self) -> str:

@@ -752,6 +752,22 @@ def test_the_name_constraints_of_a_higher_ca_are_for_every_node(tmp_path: Path) 
     fine(generate(tmp_path))
 
 
+def test_the_addresses_of_a_higher_ca_are_for_every_node(tmp_path: Path) -> None:
+    def delegate(keys: dict[str, Any], network: int) -> None:  # RFC 3779: 10.0.0.0/8, or what the issuer has
+        blocks, inherited = "1.3.6.1.5.5.7.1.7", "DER:30083006040200010500"
+        for entry in (keys["master"], *keys["nodes"].values()):
+            entry["extensions"][blocks] = inherited
+        keys["root"]["extensions"][blocks] = "DER:300C300A0402000130040302000A"
+        keys["nodes"]["client"]["extensions"][blocks] = f"DER:300C300A0402000130040302{network:04X}"
+
+    edit(tmp_path, lambda keys: delegate(keys, 11))
+    refused(generate(tmp_path), "keys/client/cert.pem: RFC 3779 resource not subset")
+    edit(tmp_path, lambda keys: delegate(keys, 10))
+    fine(generate(tmp_path))
+    drop(tmp_path / "keys", "server", "client")
+    fine(generate(tmp_path))  # anew, the first of which inherits
+
+
 def test_the_path_length_of_a_higher_ca_is_for_every_node(tmp_path: Path) -> None:
     def alone(keys: dict[str, Any]) -> None:
         keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:0"
@@ -793,6 +809,32 @@ def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
     refused(generate(copy), "keys/server/cert.pem", "keys/client/cert.pem")
     drop(copy / "keys", "server", "client")
     fine(generate(copy))
+
+
+@pytest.mark.parametrize("first", ["moved", "new"])
+def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(copy: Path, first: str) -> None:
+    def deepen(keys: dict[str, Any]) -> None:
+        keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:2"
+        keys["master"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:1"
+
+    def move(keys: dict[str, Any]) -> None:
+        keys["sub"] = {**keys["master"], "issuer": "master"}
+        moved = {name: {**node, "issuer": "sub"} for name, node in keys["nodes"].items()}
+        new = {"client2": moved["client"]}
+        keys["nodes"] = {**moved, **new} if first == "moved" else {**new, **moved}
+        deepen(keys)
+
+    drop(copy, "keys")
+    edit(copy, deepen)
+    fine(generate(copy))
+    edit(copy, move)
+    why = "is not signed by sub" if first == "moved" else "unable to get local issuer certificate"
+    for _ in range(2):
+        refused(generate(copy), *(f"keys/{name}/cert.pem: {why}" for name in ("server", "client")))
+    sub, made = (certificate(copy / "keys" / name / "cert.pem") for name in ("sub", "client2"))
+    assert made.issuer == sub.subject
+    fine(generate(copy, "--renew", "server", "client"))
+    warned(generate(copy, "--revoke", "sub"), "left alone: 3 below sub")
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
