@@ -587,7 +587,7 @@ class Entry:
         """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
         path, ca, kept = f"{self.folder}/crl.pem", self.certificate, "crl.pem" in self.holds
         own = Path(path).read_bytes() if kept else b""
-        number, newest, newest_in = -1, None, b""
+        number, newest, newest_in = -1, None, None
         for data, place in ({own: path} | lists_in(os.path.dirname(self.folder))).items():  # read once
             try:
                 for each in map(x509.load_pem_x509_crl, re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)):

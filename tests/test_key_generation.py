@@ -949,6 +949,17 @@ def test_a_nodes_copy_is_read_as_often_however_many_cas_there_are(copy: Path) ->
     assert opened() == before > 0
 
 
+def test_an_emptied_list_is_an_error_though_nothing_was_issued(tmp_path: Path) -> None:
+    path = tmp_path / "keys/root/crl.pem"
+    edit(tmp_path, lambda keys: [keys.pop(name) for name in ("master", "nodes")])
+    fine(generate(tmp_path))
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    refused(generate(tmp_path), "keys/root/crl.pem: is not this CA's newest list")
+    path.write_bytes(whole)
+    fine(generate(tmp_path))
+
+
 def test_a_list_that_is_lost_everywhere_is_an_error(copy: Path) -> None:
     for path in copy.glob("keys/[msc]*/crl.pem"):
         path.unlink()
