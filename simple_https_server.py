@@ -28,8 +28,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def say(text: str, stream: TextIO) -> None:
     """Print one line, escaped: text from a peer must not forge lines or steer the terminal."""
     line = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    codec = getattr(stream, "encoding", None) or "utf-8"  # which may lack what a peer writes
     with suppress(OSError):  # serve on, even if nobody reads
-        print(line + "\n", end="", file=stream, flush=True)  # in one piece, among threads
+        print(line.encode(codec, "backslashreplace").decode(codec) + "\n", end="", file=stream, flush=True)
 
 
 def complain(where: str, error: Exception) -> None:
@@ -59,11 +60,10 @@ def make_context(keys: Path) -> ssl.SSLContext:
         password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
         context.load_verify_locations(keys / "ca.pem")
-        anchors = [ca["subject"] for ca in context.get_ca_certs()]
         (chain := ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)).load_verify_locations(keys / "fullchain.pem")
         for ca, der in zip(chain.get_ca_certs(), chain.get_ca_certs(True), strict=True):
-            if ca["subject"] not in (ca["issuer"], *anchors):  # such a one would become an anchor, too
-                context.load_verify_locations(cadata=der)  # for peers that send no issuers
+            if ca["subject"] not in (ca["issuer"], *(x["subject"] for x in context.get_ca_certs())):
+                context.load_verify_locations(cadata=der)  # no further anchor: for peers that send no issuers
         if os.path.lexists(keys / "crl.pem"):  # a link to nowhere is an error, not no list
             context.load_verify_locations(keys / "crl.pem")
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import conftest
 import pytest
-from conftest import CLIENT, DEADLINE, PHRASES, SERVER, Server, ask, client, environment
+from conftest import CLIENT, DEADLINE, PHRASES, SERVER, Server, ask, client, environment, run
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -1234,6 +1234,29 @@ def test_text_that_is_harmless_is_shown_as_it_stands(
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["connected", *(f"read: [{text}]" for text in texts)]
     assert [quoted(line) for line in transcript(mirror, start)] == texts
+
+
+def test_codes_are_shown_of_what_a_terminal_lacks(
+    made: Path, mirror: Server, serve: Callable[..., Server]
+) -> None:
+    env = {**PHRASES, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    expected = ["read: [robot: ok]", r"read: [\xdc \U0001f916]"]
+    texts = ("robot: ok", "Ü 🤖")
+    result = client(mirror.port, made / "keys/client", *texts, env=env)
+    assert (result.returncode, result.stderr, result.stdout.splitlines()[1:]) == (0, "", expected)
+    plain = serve("-k", str(made / "keys/server"), env=env)
+    result = client(plain.port, made / "keys/client", *texts)
+    assert (result.returncode, result.stderr) == (0, "")
+    wait_for(plain, lambda: "closed" in plain.out.read_text())
+    assert plain.out.read_text().splitlines() == ["accepted", *expected, "closed"]
+
+
+@pytest.mark.parametrize("redirections", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_do_no_harm(made: Path, mirror: Server, redirections: str) -> None:
+    command = f'exec "$0" "$1" --port {mirror.port} -k keys/client hola {redirections}'
+    result = run("sh", "-c", command, sys.executable, CLIENT, cwd=made, env=PHRASES)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ("read: [" in result.stdout) == (redirections == "2>&-")
 
 
 def test_long_lines_of_clients_at_once_never_mix(made: Path, mirror: Server, good: ssl.SSLContext) -> None:
