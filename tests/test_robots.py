@@ -352,6 +352,7 @@ def take_name(fleet: Fleet, enclave: Path, node: str) -> None:
 
 
 def write_grant(enclave: Path, text: str, signer: Path) -> None:
+    """Sign a grant with the key in a folder, and put it into an enclave."""
     (enclave / "permissions.p7s").write_text(sign(text, signer))
 
 
@@ -527,6 +528,19 @@ def test_a_grant_is_good_as_long_as_the_certificate_in_any_time_zone(tmp_path: P
     run_block(tmp_path, f"export TZ=Pacific/Auckland LC_ALL=C\n{dds_block('sh', MAKE_ENCLAVES)}")
     for node in ("talker", "listener"):
         assert read_grant(tmp_path, node) == validity(tmp_path / "enclaves" / node / "cert.pem")
+
+
+@pytest.mark.cyclonedds
+def test_a_grant_with_an_end_of_its_own_is_refused(tmp_path: Path) -> None:
+    make_enclaves(tmp_path)
+    before = (tmp_path / "enclaves/talker/permissions.p7s").read_bytes()
+    text = dds_file("permissions.xml").replace("ENDS", "2036-01-01T00:00:00")
+    (tmp_path / "permissions-talker.xml").write_text(text)
+    result = paste(tmp_path, dds_block("sh", MAKE_ENCLAVES), 0)
+    assert result.returncode == 1
+    error = "enclaves.sh: error: permissions-talker.xml: its not_after must be ENDS"
+    assert result.stderr.startswith(error)
+    assert (tmp_path / "enclaves/talker/permissions.p7s").read_bytes() == before
 
 
 @pytest.mark.cyclonedds

@@ -18,6 +18,10 @@ for node in "$@"; do
     if [ -e "permissions-$node.xml" ]; then
         grant=permissions-$node.xml
     fi
+    if ! grep -q '>ENDS<' "$grant"; then
+        echo "enclaves.sh: error: $grant: its not_after must be ENDS, the certificate's end" >&2
+        exit 1
+    fi
     begins=$(when "keys/$node/cert.pem" startdate)
     ends=$(when "keys/$node/cert.pem" enddate)
 
