@@ -6,25 +6,32 @@ missing, verify everything. The keys folder is the only state.
 
 The script reads as a run goes:
 
-    main        reads the command line and the configuration, and locks the keys folder
-    walk        settles the CAs, from the root down, then the nodes
-    settle      settles one entry in ten steps: look, certify, match, renew, list, spread,
-                refuse, verify, compare, write
-    certify     signs a certificate: a root's by its own key, all others by their issuer's
-    next_list   signs a CA's revocation list
-    Verifier    has OpenSSL verify the chain of each certificate, up to the trust anchor,
-                with the revocation lists of all CAs in it
+    main         reads the command line and the configuration, and locks the keys folder
+    walk         settles the CAs, from the root down, then the nodes
+    settle       settles one entry in ten steps, from the look at its folder (a new one gets a
+                 new key) to the files that are written
+    certify      signs a certificate: a root's with its own key, any other with its issuer's
+    settle_list  keeps a CA's revocation list, or signs the next one
+    Verifier     has OpenSSL verify every certificate, with the revocation lists: the first one
+                 that a CA signed up to the trust anchor, the next ones up to that CA
+
+What a folder keys/NAME holds:
+
+    key.pem        the private key                  fullchain.pem  cert.pem and its issuers
+    csr.pem        a request for a certificate      ca.pem         the trust anchor
+    cert.pem       the certificate                  crl.pem        a CA: its own list; a node:
+    issued/        a CA: all that it signed                        those of all CAs above it
+    cross.pem      the root: its certificate from a higher CA, put there by a person
 
 The words used throughout:
 
-    entry       what the configuration says about one CA or node
-    folder      keys/NAME: the PEM files of one entry
-    task        an entry, its folder and its issuer's authority: what the ten steps work on
-    authority   what a CA hands down to the entries below it: chain, lists, signer, verifier
-    signer      an entry's private key, opened when it is first needed
-    list        a certificate revocation list (RFC 5280, section 5)
-    record      keys/NAME/issued: a copy of every certificate that a CA signed
-    anchor      the trust anchor: the self-signed certificate at the top of a chain
+    entry          what the configuration says about one CA or node
+    task           one entry's work: the entry, its folder, its signer, its issuer's authority
+    signer         an entry's private key, opened when it is first needed
+    authority      what a CA hands down to the entries below it: chain, lists, signer, verifier
+    list           a certificate revocation list (RFC 5280, section 5)
+    record         a CA's folder issued/
+    anchor         the trust anchor: the self-signed certificate at the top of a chain
 """
 
 from __future__ import annotations
@@ -78,14 +85,14 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """What the configuration says about one folder."""
+    """What the configuration says about one CA or node."""
 
     name: str
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
     issuer: str | None  # None: self-signed
-    key: str  # the key type, such as ec:prime256v1
-    digest: str  # what the key signs with, if its type leaves a choice
+    key_type: str  # such as ec:prime256v1
+    digest: str  # what its key signs with, if the key type leaves a choice
     passphrase: str | None  # the environment variable; None: the key is not encrypted
     subject: x509.Name
     not_before: datetime
@@ -95,44 +102,26 @@ class Entry(NamedTuple):
 
 
 class Extension(NamedTuple):
-    """One of an entry's extensions (RFC 5280, section 4.2)."""
+    """One extension of an entry (RFC 5280, section 4.2)."""
 
     oid: x509.ObjectIdentifier
     critical: bool
-    value: x509.ExtensionType | None  # None: a key identifier, which depends on a key
+    value: x509.ExtensionType | None  # None: a key identifier, made from a key
 
 
 class Folder(NamedTuple):
     """What an entry's folder holds when its turn comes."""
 
     path: str
-    names: frozenset[str]  # of all files; empty: there is no such folder yet
-    key: bytes | None  # key.pem as it stands; None: the key is elsewhere
+    file_names: frozenset[str]
+    key_pem: bytes | None  # None: the key is elsewhere
     certificate: x509.Certificate | None
     request: Request | None
-    record: frozenset[str]  # of the files in issued/
+    record: frozenset[str]  # file names in issued/
 
-
-class Authority(NamedTuple):
-    """What a CA hands down to the entries below it."""
-
-    name: str
-    path: str
-    chain: tuple[x509.Certificate, ...]  # the CA's certificate, its issuers, last the anchor
-    not_after: datetime  # the earliest end in the chain
-    key_identifier: x509.AuthorityKeyIdentifier
-    own_list: RevocationList | None
-    lists: tuple[RevocationList, ...]  # of the whole chain; empty if one is missing
-    revoked: frozenset[int]  # the serial numbers on its own list
-    signer: Signer
-    verifier: Verifier
-    record: set[str]  # of the files in issued/; grows as the CA signs
-
-    # What the folders below hold, as PEM:
-    intermediates: bytes  # the chain without the anchor
-    anchor: bytes
-    cross: bytes  # the anchor's certificate from a higher CA; empty: there is none
-    lists_pem: bytes
+    def is_new(self) -> bool:
+        """Tell whether there is no folder yet, or an empty one."""
+        return not self.file_names
 
 
 class Task(NamedTuple):
@@ -140,9 +129,41 @@ class Task(NamedTuple):
 
     run: Run
     entry: Entry
-    above: Authority | None  # the issuer's; None: the entry signs itself
     folder: Folder
     signer: Signer
+    above: Authority | None  # the issuer's; None: the entry signs itself
+
+
+class Authority(NamedTuple):
+    """What a CA hands down to the entries below it."""
+
+    path: str
+    chain: tuple[x509.Certificate, ...]  # the CA's certificate, its issuers, last the anchor
+    not_after: datetime  # the earliest end in the chain
+    key_identifier: x509.AuthorityKeyIdentifier
+    lists: tuple[RevocationList, ...]  # of all CAs in the chain; empty if one is missing
+    revoked: frozenset[int]  # the serial numbers on its own list
+    signer: Signer
+    verifier: Verifier
+    record: set[str]  # file names in issued/; grows as the CA signs
+
+    # What the folders hold, as PEM; empty if there is no such thing.
+    intermediates_pem: bytes  # the chain without the anchor
+    anchor_pem: bytes
+    cross_pem: bytes
+    own_list_pem: bytes
+    lists_pem: bytes
+
+
+class Outcome(NamedTuple):
+    """What became of an entry."""
+
+    state: str  # made, kept, renewed, revoked, failed, or left alone
+    line: str = ""  # its line of the tree; empty if it failed or was left alone
+    problems: tuple[Problem, ...] = ()
+    error: Problem | None = None  # what ended it
+    authority: Authority | None = None  # None: a node, or a CA that failed early
+    blocked_by: str | None = None  # the entry because of which nothing below can be made
 
 
 class Problem(NamedTuple):
@@ -152,29 +173,16 @@ class Problem(NamedTuple):
     text: str
 
 
-class Outcome(NamedTuple):
-    """What became of an entry."""
-
-    state: str  # made, kept, renewed, revoked, failed, or left alone
-    line: str  # its line of the tree; empty if it failed or was left alone
-    problems: tuple[Problem, ...]
-    fault: Problem | None  # the error that ended it
-    authority: Authority | None  # None: a node, or a CA that failed before it had one
-    cause: str | None  # the entry that keeps those below from being made; None: all is well
-
-
 class Run(NamedTuple):
     """What all entries share."""
 
-    keys: str  # the folder of all folders
-    now: datetime  # the time at the start
-    clock: (
-        datetime | None
-    )  # the time that OpenSSL verifies for; None: the system's, as it goes
+    keys: str  # the path of the keys folder
+    now: datetime
+    verify_at: datetime | None  # None: OpenSSL goes by the system's clock
     orders: Orders
     phrases: Phrases
     new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
-    copies: tuple[ListFile, ...]  # every crl.pem: a lost list is restored from them
+    copies: tuple[ListFile, ...]  # every crl.pem there is, to restore a lost one from
 
 
 class Orders(NamedTuple):
@@ -203,6 +211,8 @@ INVALID = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+# What ends one entry, and no other one.
+ENTRY_ERRORS = (Fault, OSError, *INVALID)
 
 
 # --- 2. The walk -----------------------------------------------------------------------------
@@ -219,45 +229,52 @@ def walk(run: Run, entries: Sequence[Entry], report: Report) -> None:
     # First every CA, from the root down.
     for entry in entries:
         if entry.is_ca:
-            outcomes[entry.name] = settle_below_issuer(run, entry, outcomes)
+            outcomes[entry.name] = settle_or_leave_alone(run, entry, outcomes)
 
     # Then every node. A node's outcome is not kept, as there may be thousands.
     for number, entry in enumerate(entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = settle_below_issuer(run, entry, outcomes)
+            outcome = settle_or_leave_alone(run, entry, outcomes)
         report.outcome(outcome, number, len(entries))
         if outcome.state == "left alone":
-            left_alone[str(outcome.cause)] += 1
+            left_alone[str(outcome.blocked_by)] += 1
 
-    for cause, count in left_alone.items():
-        text = f"{run.keys}: left alone: {count} below {cause}, which failed or is revoked"
-        if cause in run.orders.revoke:
+    for name, count in left_alone.items():
+        text = f"{run.keys}: left alone: {count} below {name}, which failed or is revoked"
+        if name in run.orders.revoke:
             report.problem(Problem("warning", text))
         else:
             report.problem(Problem("error", text))
 
 
-def settle_below_issuer(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
-    """Settle an entry if its issuer's outcome allows that. Otherwise spread lists, no more."""
+def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Settle an entry, unless its issuer has failed or is revoked.
+
+    Even then, an entry that has a certificate is settled as far as possible, because the
+    revocation lists must reach it.
+    """
     if entry.issuer is None:
         return settle(run, entry, None)
     issuer = outcomes[entry.issuer]
     above = issuer.authority
-    if issuer.cause is None:
+    if issuer.blocked_by is None:
         return settle(run, entry, above)
 
-    # The CA failed, but its list may be good: revocations must reach what is below.
-    left_alone = Outcome("left alone", "", (), None, None, issuer.cause)
+    left_alone = Outcome("left alone", blocked_by=issuer.blocked_by)
+    # A CA that failed before it was written has no list on disk that could be spread.
     if above is None or not above.lists or not os.path.exists(f"{above.path}/crl.pem"):
         return left_alone
     if not os.path.exists(os.path.join(run.keys, entry.name, "cert.pem")):
         return left_alone
+
     outcome = settle(run, entry, above)
-    if outcome.cause is None:
+    if outcome.blocked_by is None:
         return outcome
-    # The CA's own error line says why. It is not repeated for everything below.
-    return Outcome("left alone", "", outcome.problems, None, outcome.authority, issuer.cause)
+    # As a rule its chain does not verify, which the issuer's own error line explains.
+    return outcome._replace(
+        state="left alone", line="", error=None, blocked_by=issuer.blocked_by
+    )
 
 
 # --- 3. One entry ----------------------------------------------------------------------------
@@ -273,55 +290,63 @@ class Draft(NamedTuple):
 def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
     """Bring one entry's folder to what the configuration says, and verify it.
 
-    (1) Look at the folder.               (6) Spread the revocation lists.
-    (2) Certify the key, if need be.      (7) Refuse a revoked certificate.
-    (3) Match certificate and key.        (8) Verify the chain with OpenSSL.
-    (4) Renew, if ordered.                (9) Compare with the configuration.
-    (5) Settle a CA's list.              (10) Write what is new.
+    (1) Look at the folder; a new one gets a key.   (6) Spread the revocation lists.
+    (2) Certify the key, if it has no certificate.  (7) Refuse a revoked certificate.
+    (3) Match certificate, key and request.         (8) Verify the chain with OpenSSL.
+    (4) Renew the certificate, if ordered.          (9) Compare with the configuration.
+    (5) Settle a CA's own list, and hand it down.  (10) Write what is new.
 
     `above` is the issuer's authority, or None for an entry that signs itself.
     """
-    path = os.path.join(run.keys, entry.name)
     problems: list[Problem] = []
-    authority = None
+    own = None
     try:
-        # (1) Look: what is there decides what is to be done.
-        folder = read_folder(path)
-        task = Task(run, entry, above, folder, find_signer(run, entry, folder))
-
+        task = look(run, entry, above)
         draft = obtain_certificate(task, problems)
         if entry.is_ca:
-            authority = hand_down(task, draft.certificate, problems)
-        state = finish(task, draft, authority, problems)
-    except (Fault, OSError, *INVALID) as error:
-        fault = problem_of(error, path)
-        return Outcome("failed", "", tuple(problems), fault, authority, entry.name)
+            own = hand_down(task, draft.certificate, problems)
+        state = verify_and_write(task, draft, own, problems)
+    except ENTRY_ERRORS as error:
+        problem = problem_of(error, os.path.join(run.keys, entry.name))
+        return Outcome("failed", "", tuple(problems), problem, own, entry.name)
 
-    cause = None
+    blocked_by = None
     if state == "revoked":
-        cause = entry.name
-    line = tree_line(task, draft.certificate, state, authority)
-    return Outcome(state, line, tuple(problems), None, authority, cause)
+        blocked_by = entry.name
+    line = tree_line(task, draft.certificate, state, own)
+    return Outcome(state, line, tuple(problems), None, own, blocked_by)
+
+
+def look(run: Run, entry: Entry, above: Authority | None) -> Task:
+    """Take step (1). Raises Fault, OSError."""
+    # (1) Look. The key of a new folder is made here, and written in step (10).
+    folder = read_folder(os.path.join(run.keys, entry.name))
+    if folder.is_new():
+        signer = make_key(run, entry, folder)
+    else:
+        signer = Signer(entry, run.phrases, f"{folder.path}/key.pem", folder.key_pem, None)
+    return Task(run, entry, folder, signer, above)
 
 
 def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
     """Take the steps (2) to (4). Raises Fault, OSError."""
-    # (2) Certify: keep the certificate, or make the first one.
+    # (2) Certify, unless there is a certificate.
     certificate = task.folder.certificate
     state = "kept"
     if certificate is None:
-        certificate = certify_first(task)
+        certificate = first_certificate(task)
         state = "made"
 
-    # (3) Match: the certificate, the key and the request belong together.
-    problems.extend(match(task, certificate))
+    # (3) Match: the certificate, the key and the request must belong together.
+    for problem in match(task, certificate):
+        problems.append(problem)
 
     # (4) Renew. If that fails, the old certificate stays in force.
     if state == "kept" and must_renew(task, certificate):
         try:
-            certificate = renew(task, certificate)
+            certificate = renewed_certificate(task, certificate)
             state = "renewed"
-        except (Fault, OSError) as error:
+        except ENTRY_ERRORS as error:
             problems.append(problem_of(error, task.folder.path))
 
     return Draft(certificate, state)
@@ -329,39 +354,39 @@ def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
 
 def hand_down(task: Task, certificate: x509.Certificate, problems: list[Problem]) -> Authority:
     """Take step (5), and return what a CA hands down. Raises Fault, OSError."""
-    # (5) List: keep, extend, refresh or begin it.
+    # (5) Settle the CA's list: keep, extend, refresh or begin it.
     own_list = settle_list(task, certificate, problems)
 
+    above = task.above
     cert_pem = to_pem(certificate)
     chain = [certificate]
     not_after = certificate.not_valid_after_utc
-    if task.above is None:
-        intermediates = b""
-        anchor = cert_pem
-        cross = read_cross(task.folder, certificate)
+    if above is None:
+        intermediates_pem = b""
+        anchor_pem = cert_pem
+        cross_pem = read_cross(task.folder, certificate)
     else:
-        chain.extend(task.above.chain)
-        not_after = min(not_after, task.above.not_after)
-        intermediates = cert_pem + task.above.intermediates
-        anchor = task.above.anchor
-        cross = task.above.cross
+        chain.extend(above.chain)
+        not_after = min(not_after, above.not_after)
+        intermediates_pem = cert_pem + above.intermediates_pem
+        anchor_pem = above.anchor_pem
+        cross_pem = above.cross_pem
 
-    lists = lists_of_chain(own_list, task.above)
+    lists = lists_of_chain(own_list, above)
     return Authority(
-        name=task.entry.name,
         path=task.folder.path,
         chain=tuple(chain),
         not_after=not_after,
         key_identifier=key_identifier(certificate),
-        own_list=own_list,
         lists=lists,
         revoked=serial_numbers(own_list),
         signer=task.signer,
-        verifier=Verifier(task.entry.name, tuple(chain), lists, task.run.clock),
+        verifier=Verifier(task.entry.name, tuple(chain), lists, task.run.verify_at),
         record=set(task.folder.record),
-        intermediates=intermediates,
-        anchor=anchor,
-        cross=cross,
+        intermediates_pem=intermediates_pem,
+        anchor_pem=anchor_pem,
+        cross_pem=cross_pem,
+        own_list_pem=to_pem(own_list),
         lists_pem=to_pem(*lists),
     )
 
@@ -379,21 +404,24 @@ def lists_of_chain(
     return (own_list, *above.lists)
 
 
-def finish(
-    task: Task, draft: Draft, authority: Authority | None, problems: list[Problem]
+def verify_and_write(
+    task: Task, draft: Draft, own: Authority | None, problems: list[Problem]
 ) -> str:
     """Take the steps (6) to (10), and return the entry's state. Raises Fault, OSError."""
     folder = task.folder
     path = f"{folder.path}/cert.pem"
     # A root is its own issuer.
-    issuer = cast(Authority, task.above or authority)
+    issuer = cast(Authority, task.above or own)
+    crl_pem = issuer.lists_pem
+    if own is not None:
+        crl_pem = own.own_list_pem
 
-    # (6) Spread: revocations arrive even if a later step fails.
-    crl_pem = list_for(issuer, authority)
-    if crl_pem and "crl.pem" in folder.names:
-        write_files(folder.path, folder.names, {"crl.pem": crl_pem})
+    # (6) Spread: a newer list replaces an old one even if a later step fails. A folder's first
+    # list waits for step (10).
+    if crl_pem and "crl.pem" in folder.file_names:
+        update_folder(folder.path, folder.file_names, {"crl.pem": crl_pem})
 
-    # (7) Refuse what is revoked, unless this run was ordered to revoke it.
+    # (7) Refuse a revoked certificate, unless this run was ordered to revoke it.
     if is_revoked(task, draft.certificate):
         if task.entry.name in task.run.orders.revoke:
             return "revoked"
@@ -402,41 +430,33 @@ def finish(
     # (8) Verify: no certificate is written unless OpenSSL accepts its chain.
     issuer.verifier.verify(path, draft.certificate)
 
-    # (9) Compare: what was made in this run is as the configuration says.
-    if folder.names:
-        problems.extend(compare(task, draft))
+    # (9) Compare, unless everything is new.
+    if not folder.is_new():
+        for problem in compare(task, draft):
+            problems.append(problem)
 
     # (10) Write. The record comes first, so that whatever is in use can be revoked.
     cert_pem = to_pem(draft.certificate)
     if task.above is not None:
         add_to_record(task.above, task.entry.name, draft.certificate, cert_pem)
-    write_files(folder.path, folder.names, new_files(task, draft, issuer, cert_pem, crl_pem))
+    write(task, draft, issuer, cert_pem, crl_pem)
     return draft.state
 
 
-def list_for(issuer: Authority, authority: Authority | None) -> bytes:
-    """Return a CA's own list or, for a node, the lists of all CAs above it, as PEM."""
-    if authority is None:
-        return issuer.lists_pem
-    if authority.own_list is None:
-        return b""
-    return to_pem(authority.own_list)
-
-
-def new_files(
+def write(
     task: Task, draft: Draft, issuer: Authority, cert_pem: bytes, crl_pem: bytes
-) -> dict[str, bytes]:
-    """Return what the folder shall hold, by file name."""
+) -> None:
+    """Write what is new or differs. Raises OSError."""
     files: dict[str, bytes] = {}
-    if not task.folder.names and task.signer.pem is not None:
-        files["key.pem"] = task.signer.pem
+    if task.folder.is_new():
+        files["key.pem"] = task.signer.pem or b""
     if draft.state != "kept":
         files["cert.pem"] = cert_pem
     if crl_pem:
         files["crl.pem"] = crl_pem
-    files["fullchain.pem"] = cert_pem + issuer.intermediates + issuer.cross
-    files["ca.pem"] = issuer.anchor
-    return files
+    files["fullchain.pem"] = cert_pem + issuer.intermediates_pem + issuer.cross_pem
+    files["ca.pem"] = issuer.anchor_pem
+    update_folder(task.folder.path, task.folder.file_names, files)
 
 
 def add_to_record(
@@ -445,44 +465,44 @@ def add_to_record(
     """Add a certificate to its issuer's record, unless it is there already. Raises OSError."""
     file_name = f"{name}-{certificate.serial_number:X}.pem"
     if file_name not in issuer.record:
-        write_files(f"{issuer.path}/issued", issuer.record, {file_name: cert_pem})
+        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: cert_pem})
         issuer.record.add(file_name)
 
 
 def tree_line(
-    task: Task, certificate: x509.Certificate, state: str, authority: Authority | None
+    task: Task, certificate: x509.Certificate, state: str, own: Authority | None
 ) -> str:
     """Return an entry's line of the tree, indented by its depth."""
     depth = 0
     if task.above is not None:
         depth = len(task.above.chain)
     name = "  " * depth + task.entry.name
-    key = key_type(task.folder.path, certificate.public_key())
-    issuer = task.entry.issuer or "itself"
+    key = key_type(certificate.public_key())
+    by = task.entry.issuer or "itself"
     ends = certificate.not_valid_after_utc
 
     notes = ""
     if state in ("made", "renewed") and ends < task.entry.not_after:
-        notes += f", with {issuer}"
-    if authority is not None and authority.revoked:
-        notes += f", {len(authority.revoked)} revoked"
+        notes += f", with {by}"
+    if own is not None and own.revoked:
+        notes += f", {len(own.revoked)} revoked"
     if not task.signer.is_here():
         notes += ", key elsewhere"
-    return f"{name:16}  {state:7}  {key:13}  by {issuer:10}  until {ends.date()}{notes}"
+    return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
 
 
 # --- 4. Certificates -------------------------------------------------------------------------
 
 
-def certify_first(task: Task) -> x509.Certificate:
+def first_certificate(task: Task) -> x509.Certificate:
     """Certify the key in a request or, without one, the entry's own. Raises Fault, OSError."""
     folder = task.folder
     if folder.request is not None:
-        return issue(task, requested_key(folder.path, folder.request))
+        return certify(task, requested_key(folder.path, folder.request))
     if not task.signer.is_here():
         advice = f"put one there, or rm -r {folder.path}"
         raise Fault(f"{folder.path}: no key.pem or csr.pem: {advice}")
-    return issue(task, task.signer.open().public_key())
+    return certify(task, task.signer.open().public_key())
 
 
 def must_renew(task: Task, certificate: x509.Certificate) -> bool:
@@ -494,25 +514,25 @@ def must_renew(task: Task, certificate: x509.Certificate) -> bool:
     return task.run.orders.renew_due and is_due(task.run, certificate)
 
 
-def renew(task: Task, certificate: x509.Certificate) -> x509.Certificate:
+def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certificate:
     """Return a new certificate for the same key. Raises Fault, OSError."""
     path = f"{task.folder.path}/cert.pem"
     if task.entry.is_ca and certificate.subject != task.entry.subject:
         where = task.entry.where
         raise Fault(f"{path}: its children name this subject, not that of {where}")
-    renewed = issue(task, certificate.public_key())
+    renewed = certify(task, certificate.public_key())
     if task.above is not None:
         task.above.verifier.verify(path, renewed)
     return renewed
 
 
-def issue(task: Task, key: object) -> x509.Certificate:
-    """Certify a key, if its strength, its past and its issuer allow. Raises Fault, OSError.
+def certify(task: Task, key: object) -> x509.Certificate:
+    """Certify a key, unless it is weak or was revoked. Raises Fault, OSError.
 
-    If the issuer's key is elsewhere, a signing request for it is left in the folder.
+    If the issuer's key is elsewhere, a signing request is left for it in the folder.
     """
     path = f"{task.folder.path}/csr.pem"
-    key_type(path, key)
+    check_key(path, key)
     public_key = cast("PublicKey", key)
 
     issuer_path = task.folder.path
@@ -526,13 +546,13 @@ def issue(task: Task, key: object) -> x509.Certificate:
         leave_request(task)
         advice = f"have {issuer_path} sign it, put cert.pem beside it, and run again"
         raise Fault(f"{path}: {advice}")
-    return certify(task.entry, public_key, task.above, issuer_signer)
+    return sign_certificate(task.entry, public_key, task.above, issuer_signer)
 
 
-def certify(
+def sign_certificate(
     entry: Entry, public_key: PublicKey, above: Authority | None, signer: Signer
 ) -> x509.Certificate:
-    """Return a new certificate, signed by the issuer's key (RFC 5280, section 4.1)."""
+    """Return a new certificate, signed with the issuer's key (RFC 5280, section 4.1)."""
     issuer = entry.subject
     not_after = entry.not_after
     if above is not None:
@@ -558,7 +578,7 @@ def certify(
 def value_for(
     extension: Extension, public_key: PublicKey, above: Authority | None
 ) -> x509.ExtensionType:
-    """Return an extension's value; a key identifier is made from its key."""
+    """Return an extension's value. A key identifier is made from the key that it names."""
     if extension.value is not None:
         return extension.value
     if extension.oid == x509.SubjectKeyIdentifier.oid:
@@ -569,7 +589,7 @@ def value_for(
 
 
 def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """Return what a CA's certificates and lists name it by (RFC 5280, section 4.2.1.1)."""
+    """Return the authorityKeyIdentifier of all that a CA signs (RFC 5280, 4.2.1.1)."""
     subject = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject)
 
@@ -577,14 +597,14 @@ def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 def leave_request(task: Task) -> None:
     """Write a signing request (RFC 2986), unless there is one. Raises Fault, OSError."""
     folder = task.folder
-    if folder.request is not None or task.signer.pem is None:
+    if folder.request is not None or not task.signer.is_here():
         return
     builder = x509.CertificateSigningRequestBuilder().subject_name(task.entry.subject)
     request = builder.sign(task.signer.open(), task.signer.digest())
     files = {"csr.pem": to_pem(request)}
-    if not folder.names:
-        files["key.pem"] = task.signer.pem
-    write_files(folder.path, folder.names, files)
+    if folder.is_new():
+        files["key.pem"] = task.signer.pem or b""
+    update_folder(folder.path, folder.file_names, files)
 
 
 def is_due(run: Run, certificate: x509.Certificate) -> bool:
@@ -604,9 +624,17 @@ def in_last_third(run: Run, begins: datetime, ends: datetime) -> bool:
 def settle_list(
     task: Task, ca: x509.Certificate, problems: list[Problem]
 ) -> RevocationList | None:
-    """Keep, extend, refresh or begin a CA's list. Raises Fault, OSError."""
+    """Keep, extend, refresh or begin a CA's list. Raises Fault, OSError.
+
+    the list is ...    key at hand   pass phrase to be typed   key elsewhere
+    good               kept          kept                      kept
+    due for a new one  refreshed     kept, with a warning      kept, with a warning
+    expired            refreshed     error                     error
+    to be extended     extended      extended, after typing    kept, with an error
+    missing            begun         begun, after typing       missing, with a warning
+    """
     path = f"{task.folder.path}/crl.pem"
-    key_path = f"{task.folder.path}/key.pem"
+    needs_key = f"it takes {task.signer.path}"
     current = newest_list(task, ca)
     added = newly_revoked(task, current)
 
@@ -614,23 +642,32 @@ def settle_list(
         if not list_is_due(task.run, ca, current):
             return current
         if not task.signer.is_here() or task.signer.is_locked():
-            ends = end_of_list(ca, current)
-            if ends <= task.run.now:
-                raise Fault(f"{path}: has expired: the next one takes {key_path}")
-            text = f"{path}: ends on {ends.date()}: the next one takes {key_path}"
-            problems.append(Problem("warning", text))
+            problems.append(list_stays(task, ca, current))
             return current
 
     if not task.signer.is_here():
         if added:
-            text = f"{path}: stays as it is: it takes {key_path}"
-            problems.append(Problem("error", text))
+            problems.append(Problem("error", f"{path}: stays as it is: {needs_key}"))
         else:
             why = "is missing, so no node below can check who is revoked"
-            problems.append(Problem("warning", f"{path}: {why}: it takes {key_path}"))
+            problems.append(Problem("warning", f"{path}: {why}: {needs_key}"))
         return current
 
-    return next_list(task, ca, current, added)
+    crl = next_list(task, ca, current, added)
+    # The key was perhaps not compared with the certificate, as it was still encrypted.
+    if not is_signed_by(crl, ca):
+        raise Fault(f"{task.folder.path}/cert.pem: is for another key than {task.signer.path}")
+    return crl
+
+
+def list_stays(task: Task, ca: x509.Certificate, current: RevocationList) -> Problem:
+    """Return a warning that a list needs its CA's key soon. Raises Fault if it has expired."""
+    path = f"{task.folder.path}/crl.pem"
+    ends = end_of_list(ca, current)
+    if ends <= task.run.now:
+        raise Fault(f"{path}: has expired: the next one takes {task.signer.path}")
+    text = f"{path}: ends on {ends.date()}: the next one takes {task.signer.path}"
+    return Problem("warning", text)
 
 
 def next_list(
@@ -642,16 +679,18 @@ def next_list(
     """Return a CA's next list: what was revoked, and what is added (RFC 5280, section 5)."""
     now = task.run.now
     number = 0
-    entries: list[x509.RevokedCertificate] = []
+    revoked: list[x509.RevokedCertificate] = []
     if current is not None:
         number = crl_number(current)
-        entries.extend(current)
-    entries.extend(list_entry(task.run, certificate) for certificate in added)
+        revoked.extend(current)
+    for certificate in added:
+        revoked.append(revoked_certificate(task.run, certificate))
 
     ends = ca.not_valid_after_utc
     if task.entry.next_update is not None:
         ends = min(ends, task.entry.next_update)
-    # It begins a little in the past, for robots whose clocks are behind.
+    # It begins in the past, by a twelfth of its life but no more than a day, for robots whose
+    # clocks are behind.
     begins = now - min(timedelta(days=1), (ends - now) / 12)
 
     builder = (
@@ -662,19 +701,19 @@ def next_list(
         .add_extension(x509.CRLNumber(number + 1), critical=False)
         .add_extension(key_identifier(ca), critical=False)
     )
-    for entry in entries:
-        builder = builder.add_revoked_certificate(entry)
+    for each in revoked:
+        builder = builder.add_revoked_certificate(each)
     return builder.sign(task.signer.open(), task.signer.digest())
 
 
-def list_entry(run: Run, certificate: x509.Certificate) -> x509.RevokedCertificate:
-    """Return a certificate's entry on a list (RFC 5280, section 5.3)."""
+def revoked_certificate(run: Run, certificate: x509.Certificate) -> x509.RevokedCertificate:
+    """Return what a list says about a certificate (RFC 5280, section 5.3)."""
     builder = (
         x509.RevokedCertificateBuilder()
         .serial_number(certificate.serial_number)
         .revocation_date(run.now)
     )
-    # The RFC asks that this reason be left out.
+    # The RFC wants this reason to be left out.
     if run.orders.reason != "unspecified":
         reason = x509.CRLReason(x509.ReasonFlags(run.orders.reason))
         builder = builder.add_extension(reason, critical=False)
@@ -696,32 +735,34 @@ def newly_revoked(task: Task, current: RevocationList | None) -> list[x509.Certi
 
 
 def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
-    """Return a CA's own list, or the newest copy of a lost one. Raises Fault, OSError."""
+    """Return a CA's own list or, if it is lost, the newest copy. Raises Fault, OSError."""
     path = f"{task.folder.path}/crl.pem"
-    own_file = None
-    files = list(task.run.copies)
-    if "crl.pem" in task.folder.names:
-        own_file = read_lists(path)
-        files.insert(0, own_file)
+    copy = newest_of(task.run.copies, ca)
 
-    newest = None
-    newest_file = None
-    newest_number = -1
-    for file in files:
-        # A damaged copy is written anew later. But perhaps it is the one to restore from.
-        if file.lists is None and own_file is None:
+    if "crl.pem" in task.folder.file_names:
+        own = newest_of((read_lists(path),), ca)
+        if own is None or (copy is not None and crl_number(copy) > crl_number(own)):
+            advice = f"rm {path}, and run again to restore it"
+            raise Fault(f"{path}: is not this CA's newest list: {advice}")
+        return own
+
+    for file in task.run.copies:
+        # Perhaps this is the newest copy. A new CA has none.
+        if file.lists is None and not task.folder.is_new():
             raise Fault(f"{file.path}: is damaged, or not what its name says")
-        for each in file.lists or ():
-            if is_signed_by(each, ca) and crl_number(each) > newest_number:
-                newest = each
-                newest_file = file
-                newest_number = crl_number(each)
-
-    if own_file is not None and newest_file is not own_file:
-        advice = f"rm {path}, and run again to restore it"
-        raise Fault(f"{path}: is not this CA's newest list: {advice}")
-    if newest is None and task.folder.record and task.signer.is_here():
+    if copy is None and task.folder.record and task.signer.is_here():
         raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
+    return copy
+
+
+def newest_of(files: Sequence[ListFile], ca: x509.Certificate) -> RevocationList | None:
+    """Return the list with the highest number among those that a CA signed."""
+    newest: RevocationList | None = None
+    for file in files:
+        for crl in file.lists or ():
+            is_newer = newest is None or crl_number(crl) > crl_number(newest)
+            if is_newer and is_signed_by(crl, ca):
+                newest = crl
     return newest
 
 
@@ -734,10 +775,10 @@ def is_signed_by(crl: RevocationList, ca: x509.Certificate) -> bool:
 
 def crl_number(crl: RevocationList) -> int:
     """Return a list's number; 0 if it has none (RFC 5280, section 5.2.3)."""
-    for extension in crl.extensions:
-        if isinstance(extension.value, x509.CRLNumber):
-            return extension.value.crl_number
-    return 0
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return 0
 
 
 def serial_numbers(crl: RevocationList | None) -> frozenset[int]:
@@ -748,7 +789,7 @@ def serial_numbers(crl: RevocationList | None) -> frozenset[int]:
 
 
 def end_of_list(ca: x509.Certificate, crl: RevocationList) -> datetime:
-    """Return when a list ends. One that doesn't say so ends with its CA."""
+    """Return when a list ends. One that says nothing ends with its CA."""
     return crl.next_update_utc or ca.not_valid_after_utc
 
 
@@ -766,12 +807,14 @@ def is_revoked(task: Task, certificate: x509.Certificate) -> bool:
 
 def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
     """Raise Fault for a key that was revoked under the entry's name. Raises OSError."""
+    # A key that was made in this run can't have been revoked.
+    if task.folder.is_new():
+        return
     for serial_number in above.revoked:
         file_name = f"{task.entry.name}-{serial_number:X}.pem"
-        # A new folder's key was made in this run.
-        if task.folder.names and file_name in above.record:
-            record = load_certificate(f"{above.path}/issued/{file_name}")
-            if record.public_key() == key:
+        if file_name in above.record:
+            revoked = load_certificate(f"{above.path}/issued/{file_name}")
+            if revoked.public_key() == key:
                 path = task.folder.path
                 raise Fault(f"{path}: is revoked: rm -r {path}, and run again for a new key")
 
@@ -780,17 +823,20 @@ def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
 
 
 FLAGS = crypto.X509StoreFlags
-# The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
-RSA_PSS = bytes.fromhex("2a864886f70d01010a")
+MEND = "--renew it, or mend its configuration"
 
 
 class Verifier:
-    """Has OpenSSL verify what one CA signed: strictly, and with revocation lists.
+    """Has OpenSSL verify what one CA signed: in strict mode, and with revocation lists.
 
-    The first certificate is verified up to the anchor. That proves the CA's own certificate,
-    so the next ones are verified up to the CA only, with the CA's own list. But where a CA in
-    the chain limits names (RFC 5280, section 4.2.1.10) or addresses (RFC 3779), each one is
-    verified up to the anchor: limits concern every certificate below.
+    The first certificate is verified up to the anchor, with the lists of all CAs between.
+    That proves the CA's own certificate, so the next ones are verified up to the CA only, with
+    the CA's list. There are two exceptions:
+
+    - Where a CA in the chain limits names (RFC 5280, 4.2.1.10) or addresses (RFC 3779), every
+      certificate is verified up to the anchor, since limits hold for all that is below.
+    - Where a list is missing, as its CA's key is elsewhere, OpenSSL looks at no list at all.
+      settle_list has warned about that, and the nodes below get no crl.pem.
     """
 
     def __init__(
@@ -798,92 +844,85 @@ class Verifier:
         name: str,
         chain: tuple[x509.Certificate, ...],
         lists: tuple[RevocationList, ...],
-        clock: datetime | None,
+        verify_at: datetime | None,
     ) -> None:
         self.name = name
         self.chain = chain
         self.lists = lists
-        self.clock = clock
-        self.proven: crypto.X509Store | None = (
-            None  # trusts the CA, once its chain was verified
-        )
+        self.verify_at = verify_at
+        self.limits_names = any(limits_names(ca) for ca in chain)
+        self.ca_store: crypto.X509Store | None = None  # trusts the CA, once it is proven
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify a certificate (X509_verify_cert(3)). Raises Fault."""
         digest = certificate.signature_hash_algorithm
-        # A store has no security level that would refuse them.
+        # Unlike a TLS context, a store has no security level that refuses them.
         if digest is not None and digest.name in ("md5", "sha1"):
             raise Fault(f"{path}: is signed with {digest.name}, which can be forged")
 
         leaf = crypto.X509.from_cryptography(certificate)
         try:
-            if self.proven is None:
-                self.verify_to_anchor(path, leaf)
-            else:
-                crypto.X509StoreContext(self.proven, leaf).verify_certificate()
+            if self.ca_store is not None:
+                crypto.X509StoreContext(self.ca_store, leaf).verify_certificate()
+                return
+            chain = self.chain_to_anchor(leaf)
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
-            advice = "--renew it, or mend its configuration"
+            advice = MEND
             if "not yet" in str(error):
                 advice = "set the clock"
             raise Fault(f"{path}: {error} ({whose}): {advice}") from None
 
-    def verify_to_anchor(self, path: str, leaf: crypto.X509) -> None:
-        """Have OpenSSL verify a whole chain. Raises Fault, crypto.X509StoreContextError."""
-        store = trust_store(self.chain[-1], self.lists, FLAGS.CRL_CHECK_ALL, self.clock)
-        intermediates = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
-        chain = crypto.X509StoreContext(store, leaf, intermediates).get_verified_chain()
-
-        # The issuer comes second. A root, alone in its chain, is its own.
+        # The issuer comes second. A root is alone in its chain.
         issuer = chain[0]
         if len(chain) > 1:
             issuer = chain[1]
         if issuer.to_cryptography() != self.chain[0]:
-            advice = "--renew it, or mend its configuration"
-            raise Fault(f"{path}: is not signed by {self.name}: {advice}")
+            raise Fault(f"{path}: is not signed by {self.name}: {MEND}")
+        if not self.limits_names:
+            self.ca_store = self.store(self.chain[0], self.lists[:1], FLAGS.PARTIAL_CHAIN)
 
-        if not any(limits_names(ca) for ca in self.chain):
-            own_list = self.lists[:1]
-            self.proven = trust_store(self.chain[0], own_list, FLAGS.PARTIAL_CHAIN, self.clock)
+    def chain_to_anchor(self, leaf: crypto.X509) -> list[crypto.X509]:
+        """Return a verified chain up to the anchor. Raises crypto.X509StoreContextError."""
+        anchor = self.chain[-1]
+        intermediates = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
+        store = self.store(anchor, self.lists, FLAGS.CRL_CHECK_ALL)
+        return crypto.X509StoreContext(store, leaf, intermediates).get_verified_chain()
 
+    def store(
+        self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
+    ) -> crypto.X509Store:
+        """Return what OpenSSL verifies by (X509_VERIFY_PARAM_set_flags(3))."""
+        store = crypto.X509Store()
+        store.add_cert(crypto.X509.from_cryptography(trusted))
+        for crl in lists:
+            store.add_crl(crl)
+        if self.verify_at is not None:
+            store.set_time(self.verify_at)
 
-def trust_store(
-    trusted: x509.Certificate,
-    lists: Sequence[RevocationList],
-    flags: int,
-    clock: datetime | None,
-) -> crypto.X509Store:
-    """Return what OpenSSL verifies by (X509_STORE_new(3), X509_VERIFY_PARAM_set_flags(3))."""
-    store = crypto.X509Store()
-    store.add_cert(crypto.X509.from_cryptography(trusted))
-    for each in lists:
-        store.add_crl(each)
-    if clock is not None:
-        store.set_time(clock)
-
-    flags |= FLAGS.X509_STRICT | FLAGS.CHECK_SS_SIGNATURE
-    if lists:
-        flags |= FLAGS.CRL_CHECK
-    store.set_flags(flags)
-    return store
+        flags |= FLAGS.X509_STRICT | FLAGS.CHECK_SS_SIGNATURE
+        # Without this one, CRL_CHECK_ALL has no effect.
+        if lists:
+            flags |= FLAGS.CRL_CHECK
+        store.set_flags(flags)
+        return store
 
 
 def limits_names(ca: x509.Certificate) -> bool:
     """Tell whether a CA limits the names or addresses of everything below it."""
     return any(
-        row_by_oid(extension.oid.dotted_string).limits_below for extension in ca.extensions
+        extension_row(extension.oid.dotted_string).limits_below for extension in ca.extensions
     )
 
 
 def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
     """Check that certificate, key and request match, and yield warnings. Raises Fault."""
     path = f"{task.folder.path}/cert.pem"
-    key_path = f"{task.folder.path}/key.pem"
-    request_path = f"{task.folder.path}/csr.pem"
+    key_path = task.signer.path
     public_key = certificate.public_key()
-    key_type(path, public_key)
+    check_key(path, public_key)
 
-    if task.folder.key is not None and os.stat(key_path).st_mode & 0o077:
+    if task.folder.key_pem is not None and os.stat(key_path).st_mode & 0o077:
         text = f"{key_path}: not for its owner only: chmod 600 {key_path}"
         yield Problem("warning", text)
 
@@ -897,23 +936,26 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
 
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
-        raise Fault(f"{path}: is for another key than {request_path}")
+        raise Fault(f"{path}: is for another key than {task.folder.path}/csr.pem")
 
 
 def is_ca_certificate(certificate: x509.Certificate) -> bool:
     """Tell whether a certificate has CA:TRUE, and the identifier that others name it by."""
-    is_ca = False
-    has_identifier = False
-    for extension in certificate.extensions:
-        if isinstance(extension.value, x509.BasicConstraints):
-            is_ca = extension.value.ca
-        if isinstance(extension.value, x509.SubjectKeyIdentifier):
-            has_identifier = True
-    return is_ca and has_identifier
+    try:
+        extensions = certificate.extensions
+        extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+# The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
+RSA_PSS = bytes.fromhex("2a864886f70d01010a")
 
 
 def requested_key(folder: str, request: Request) -> object:
-    """Return a request's key, which has signed the request (RFC 2986, 3). Raises Fault."""
+    """Return the key in a request, which must have signed it (RFC 2986, 3). Raises Fault."""
+    # cryptography accepts no signature with SHA-1. It takes an RSA-PSS key for a plain one.
     if not request.is_signature_valid or RSA_PSS in request.tbs_certrequest_bytes:
         why = "its signature is wrong or by SHA-1, or its key is RSA-PSS"
         raise Fault(f"{folder}/csr.pem: {why}")
@@ -933,10 +975,10 @@ def compare(task: Task, draft: Draft) -> Iterator[Problem]:
 
 
 def differences(task: Task, certificate: x509.Certificate) -> set[str]:
-    """Return the names of what the configuration wants otherwise."""
+    """Return the names of what differs from the configuration."""
     public_key = certificate.public_key()
     different: set[str] = set()
-    if key_type(task.folder.path, public_key) != task.entry.key:
+    if key_type(public_key) != task.entry.key_type:
         different.add("key type")
     if certificate.subject != task.entry.subject:
         different.add("subject")
@@ -949,16 +991,16 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
         value = value_for(extension, cast("PublicKey", public_key), task.above)
         wanted.add((extension.oid, extension.critical, value.public_bytes()))
     for oid, _, _ in found.symmetric_difference(wanted):
-        different.add(row_by_oid(oid.dotted_string).name)
+        different.add(extension_row(oid.dotted_string).name)
 
-    # This one is the issuer's matter, and OpenSSL has checked it.
+    # This one depends on the issuer's certificate, and OpenSSL has checked it.
     different.discard("authorityKeyIdentifier")
     return different
 
 
 def read_cross(folder: Folder, anchor: x509.Certificate) -> bytes:
     """Return an anchor's cross.pem; empty if there is none. Raises Fault, OSError."""
-    if "cross.pem" not in folder.names:
+    if "cross.pem" not in folder.file_names:
         return b""
     path = f"{folder.path}/cross.pem"
     cross = load_certificate(path)
@@ -972,34 +1014,33 @@ def read_cross(folder: Folder, anchor: x509.Certificate) -> bytes:
 
 
 class ListFile(NamedTuple):
-    """A crl.pem: its bytes, and the lists in it."""
+    """A crl.pem, and the lists in it."""
 
     path: str
-    data: bytes
-    lists: tuple[RevocationList, ...] | None  # None: it is damaged
+    lists: tuple[RevocationList, ...] | None  # None: the file is damaged
 
 
 def read_folder(path: str) -> Folder:
     """Return what an entry's folder holds. Raises Fault, OSError."""
-    # A link to nowhere is no folder that is yet to be made: listing it is an error.
+    # lexists: a link to nowhere is an error below, not a new folder.
     if not os.path.lexists(path):
         return Folder(path, frozenset(), None, None, None, frozenset())
 
-    names = frozenset(os.listdir(path))
-    key = None
+    file_names = frozenset(os.listdir(path))
+    key_pem = None
     certificate = None
     request = None
     record: frozenset[str] = frozenset()
-    # key.pem may be a link to a stick that is not plugged in.
+    # exists: key.pem may be a link to a USB stick that is not plugged in.
     if os.path.exists(f"{path}/key.pem"):
-        key = read_file(f"{path}/key.pem")
-    if "cert.pem" in names:
+        key_pem = read_file(f"{path}/key.pem")
+    if "cert.pem" in file_names:
         certificate = load_certificate(f"{path}/cert.pem")
-    if "csr.pem" in names:
+    if "csr.pem" in file_names:
         request = load_pem(f"{path}/csr.pem", x509.load_pem_x509_csr)
-    if "issued" in names:
+    if "issued" in file_names:
         record = frozenset(os.listdir(f"{path}/issued"))
-    return Folder(path, names, key, certificate, request, record)
+    return Folder(path, file_names, key_pem, certificate, request, record)
 
 
 def read_file(path: str) -> bytes:
@@ -1018,7 +1059,7 @@ def load_pem(path: str, load: Callable[[bytes], Any]) -> Any:
     data = read_file(path)
     try:
         loaded = load(data)
-        # cryptography parses these at the first look. Look now, so that later ones succeed.
+        # cryptography parses these when they are first used. Use them, to find damage here.
         loaded.public_key()
         _ = loaded.extensions
     except INVALID:
@@ -1032,15 +1073,18 @@ def read_lists(path: str) -> ListFile:
     blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
-        for each in lists:
-            _ = each.extensions
+        for crl in lists:
+            _ = crl.extensions
     except INVALID:
-        return ListFile(path, data, None)
-    return ListFile(path, data, tuple(lists))
+        return ListFile(path, None)
+    # A file that was cut short has a beginning without an end.
+    if data.count(b"-BEGIN ") != len(lists):
+        return ListFile(path, None)
+    return ListFile(path, tuple(lists))
 
 
 def read_copies(keys: str) -> tuple[ListFile, ...]:
-    """Return the crl.pem of every folder. Equal ones, as most nodes have, are read once."""
+    """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
     copies: dict[bytes, ListFile] = {}
     for name in os.listdir(keys):
         path = os.path.join(keys, name, "crl.pem")
@@ -1052,29 +1096,33 @@ def read_copies(keys: str) -> tuple[ListFile, ...]:
     return tuple(copies.values())
 
 
-def write_files(path: str, names: Collection[str], files: Mapping[str, bytes]) -> None:
+def update_folder(path: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
     """Write the files that are new or differ, each one whole. Raises OSError.
 
-    `names` are the files that the folder holds. A new folder appears whole, too: it is made
-    beside its place, and then renamed.
+    `there` are the names of the files that the folder holds. If there are none, the folder
+    appears whole, too.
     """
-    if names:
-        for name, data in files.items():
-            if name not in names or read_file(f"{path}/{name}") != data:
-                replace_file(path, name, data)
+    if not there:
+        make_folder(path, files)
         return
+    for name, data in files.items():
+        if name not in there or read_file(f"{path}/{name}") != data:
+            replace_file(path, name, data)
 
+
+def make_folder(path: str, files: Mapping[str, bytes]) -> None:
+    """Make a folder beside its place, and rename it when it is complete. Raises OSError."""
     parent, folder_name = os.path.split(path)
     part = os.path.join(parent, f".{folder_name}.part")
     os.makedirs(part, 0o700, exist_ok=True)
     for name, data in files.items():
         create_file(f"{part}/{name}", data, f"{path}/{name}")
-    # This replaces an empty folder at most. It fails where a file or a link stands.
+    # An empty folder may be there already. Where there is a file or a link, this fails.
     os.rename(part, path)
 
 
 def replace_file(folder: str, name: str, data: bytes) -> None:
-    """Create a file beside its place, then rename it: it is never half. Raises OSError."""
+    """Create a file beside its place, and rename it when it is complete. Raises OSError."""
     path = f"{folder}/{name}"
     part = f"{folder}/.{name}.part"
     create_file(part, data, path)
@@ -1102,9 +1150,13 @@ def create_file(part: str, data: bytes, path: str) -> None:
         raise OSError(error.errno, error.strerror, path) from None
 
 
-def to_pem(*objects: x509.Certificate | Request | RevocationList) -> bytes:
-    """Return certificates, requests or lists as PEM, one after the other (RFC 7468)."""
-    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in objects)
+def to_pem(*objects: x509.Certificate | Request | RevocationList | None) -> bytes:
+    """Return certificates, requests or lists as PEM (RFC 7468), without what is None."""
+    pem = b""
+    for each in objects:
+        if each is not None:
+            pem += each.public_bytes(serialization.Encoding.PEM)
+    return pem
 
 
 @contextmanager
@@ -1197,11 +1249,11 @@ class Signer:
     def open(self) -> PrivateKey:
         """Return the key, decrypted once. Raises Fault."""
         if self.key is None:
-            self.key = self.load()
+            self.key = self.decrypt()
         return self.key
 
-    def load(self) -> PrivateKey:
-        """Decrypt the key. Raises Fault."""
+    def decrypt(self) -> PrivateKey:
+        """Return the key in key.pem. Raises Fault."""
         pem = self.pem or b""
         variable = self.entry.passphrase
         phrase = None
@@ -1212,69 +1264,70 @@ class Signer:
         except (ValueError, TypeError, UnsupportedAlgorithm):
             why = f"is damaged, or its pass phrase ({variable}) is wrong or not set"
             raise Fault(f"{self.path}: {why}") from None
-        # Its public key is compared with a certificate's, which has a type that can sign.
+        # Before it signs, its public key is compared with one of a type that can sign.
         return cast("PrivateKey", key)
 
     def digest(self) -> Digest | None:
-        """Return what the key signs with; None for the types that hash by themselves."""
+        """Return what the key signs with; None for the key types that hash by themselves."""
         if isinstance(self.open(), (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
             return DIGESTS[self.entry.digest]
         return None
 
 
-def find_signer(run: Run, entry: Entry, folder: Folder) -> Signer:
-    """Return the signer for the key in a folder. A new folder gets a new key. Raises Fault."""
-    path = f"{folder.path}/key.pem"
-    if folder.names:
-        return Signer(entry, run.phrases, path, folder.key, None)
-
+def make_key(run: Run, entry: Entry, folder: Folder) -> Signer:
+    """Make a new key, and encrypt it if the entry has a cipher. Raises Fault."""
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if entry.passphrase is not None:
         phrase = run.phrases.get(entry.passphrase, new=True)
+        # This is PBES2 with AES-256-CBC (RFC 8018), the one cipher that an entry can have.
         encryption = serialization.BestAvailableEncryption(phrase)
     if entry.name in run.new_keys:
         key = run.new_keys[entry.name].result()
     else:
-        key = KEY_TYPES[entry.key]()
+        key = KEY_TYPES[entry.key_type]()
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
-    return Signer(entry, run.phrases, path, pem, key)
+    return Signer(entry, run.phrases, f"{folder.path}/key.pem", pem, key)
 
 
-def key_type(path: str, key: object) -> str:
-    """Return a key's type as the configuration spells it. Raises Fault for a weak key."""
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
-        return f"rsa:{key.key_size}"
-
-    if isinstance(key, ec.EllipticCurvePublicKey):
+def key_type(public_key: object) -> str:
+    """Return a public key's type as the configuration spells it."""
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return f"rsa:{public_key.key_size}"
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
         # SEC 2 has another name for the curve that X9.62 and OpenSSL call prime256v1.
-        name = f"ec:{key.curve.name.replace('secp256r1', 'prime256v1')}"
-    else:
-        name = type(key).__name__.removesuffix("PublicKey").lower().replace("mldsa", "ml-dsa-")
-    if name not in KEY_TYPES:
+        return f"ec:{public_key.curve.name.replace('secp256r1', 'prime256v1')}"
+    name = type(public_key).__name__.removesuffix("PublicKey").lower()
+    return name.replace("mldsa", "ml-dsa-")
+
+
+def check_key(path: str, public_key: object) -> None:
+    """Raise Fault for a public key that is weak, or of a type that signs no certificates."""
+    name = key_type(public_key)
+    is_strong_rsa = isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size >= 2048
+    if not is_strong_rsa and name not in KEY_TYPES:
         raise Fault(
             f"{path}: its key, {name}, is too weak or of a type that can't be used here"
         )
-    return name
 
 
 def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[PrivateKey]]:
     """Begin to make the RSA keys of all new entries, on all cores, as each one takes long."""
     new = []
     for entry in entries:
-        if entry.key.startswith("rsa:") and not os.path.lexists(
+        if entry.key_type.startswith("rsa:") and not os.path.lexists(
             os.path.join(keys, entry.name)
         ):
             new.append(entry)
     if not new:
         return {}
 
-    # Imported here, as it would add a tenth to the start of all other runs.
+    # Imported only here, as it would make every other run start a tenth slower.
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-    return {entry.name: pool.submit(KEY_TYPES[entry.key]) for entry in new}
+    return {entry.name: pool.submit(KEY_TYPES[entry.key_type]) for entry in new}
 
 
 class Phrases(NamedTuple):
@@ -1323,18 +1376,23 @@ def ask(variable: str, new: bool) -> str:
 
 
 class Loader(CSafeLoader):
-    """PyYAML's safe loader, without three things that it lets pass or gets wrong."""
+    """PyYAML's safe loader, which also
+
+    - refuses deep nesting, which crashes releases before 6.0.4;
+    - refuses a field that is given twice, and a mapping that contains itself;
+    - lets the first of several merges win, as YAML's merge type says; 6.0.4 does the reverse.
+    """
 
     max_depth = 100  # an entry needs five levels
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.depth = 0
-        # PyYAML notices a recursive alias only if it goes all the way down at once.
+        # PyYAML notices that an alias contains itself only if it constructs depth first.
         self.deep_construct = True
 
     def descend_resolver(self, current_node: Any, current_index: Any) -> None:
-        """Refuse deep nesting, which crashes libyaml before PyYAML 6.0.4."""
+        """Enter a level of nesting. Raises yaml.MarkedYAMLError."""
         self.depth += 1
         if self.depth > self.max_depth:
             text = f"nested more than {self.max_depth} levels deep"
@@ -1347,7 +1405,7 @@ class Loader(CSafeLoader):
         super().ascend_resolver()
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a field that stands twice, and a mapping that contains itself."""
+        """Construct a mapping. Raises yaml.MarkedYAMLError."""
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for name, count in names.items():
             if count > 1:
@@ -1362,7 +1420,7 @@ class Loader(CSafeLoader):
                     None, None, "an anchor merges itself", node.start_mark
                 )
             if key.value == "<<" and isinstance(value, yaml.SequenceNode):
-                # The first of several merges wins. PyYAML 6.0.4 has it the other way round.
+                # Of merges one after the other, the last one wins.
                 pairs.extend((key, each) for each in reversed(value.value))
             else:
                 pairs.append((key, value))
@@ -1377,7 +1435,10 @@ yaml.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str, L
 def read_configuration(path: str, now: datetime) -> list[Entry]:
     """Return all entries in the order of the tree. Raises ConfigurationError."""
     document = load_yaml(path)
-    if not isinstance(document, dict) or not isinstance(document.get("keys") or None, dict):
+    cas = None
+    if isinstance(document, dict):
+        cas = document.get("keys")
+    if not isinstance(document, dict) or not isinstance(cas, dict) or not cas:
         text = "must be a mapping with the field keys, a mapping of entries"
         raise ConfigurationError(f"{path}: {text}")
     for field in document:
@@ -1385,22 +1446,17 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
             text = f"unknown field {field!r}; there is keys, and x-… for anchors"
             raise ConfigurationError(f"{path}: {text}")
 
-    cas = document["keys"]
     nodes = cas.pop("nodes", None) or {}
     if not isinstance(nodes, dict):
         raise ConfigurationError(f"{path}: keys.nodes: must be a mapping of entries")
-    both = cas.keys() & nodes.keys()
-    if both:
-        text = f"{min(both)} stands under keys, too, and would be the same folder"
-        raise ConfigurationError(f"{path}: keys.nodes: {text}")
-
     entries: dict[str, Entry] = {}
-    for name, value in cas.items():
-        where = f"{path}: keys.{name}"
-        entries[name] = read_entry(where, name, value, True, now)
-    for name, value in nodes.items():
-        where = f"{path}: keys.nodes.{name}"
-        entries[name] = read_entry(where, name, value, False, now)
+    for name, fields in cas.items():
+        entries[name] = read_entry(f"{path}: keys.{name}", name, fields, True, now)
+    for name, fields in nodes.items():
+        if name in cas:
+            text = f"{name} stands under keys, too, and would be the same folder"
+            raise ConfigurationError(f"{path}: keys.nodes: {text}")
+        entries[name] = read_entry(f"{path}: keys.nodes.{name}", name, fields, False, now)
 
     ordered = in_tree_order(entries)
     check_path_lengths(entries)
@@ -1477,10 +1533,11 @@ OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 DER = "DER:([0-9A-Fa-f]{2}[: ]?)+"
 
-# The fields of an entry, by their path, but for subject and extensions.
-FIELDS = {
+# The fields of an entry and their forms. FORMS, below, adds those of subject and extensions.
+PLAIN_FIELDS = {
     "issuer": NAME,
-    "key": "|".join([*KEY_TYPES, *ML_DSA]),
+    # ML-DSA is named even where cryptography lacks it: check_fields then says so.
+    "key": "|".join(dict.fromkeys([*KEY_TYPES, *ML_DSA])),
     "digest": "|".join(DIGESTS),
     "cipher": "aes-256-cbc",
     "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
@@ -1489,7 +1546,7 @@ FIELDS = {
     "validity.nextUpdate": TIME,
 }
 
-# The fields of a subject, with the bounds of RFC 5280, appendix A.1.
+# The fields of a subject: their OIDs, and their forms within the bounds of RFC 5280, A.1.
 SUBJECT_FIELDS = {
     "countryName": (x509.NameOID.COUNTRY_NAME, "[A-Z]{2}"),
     "stateOrProvinceName": (x509.NameOID.STATE_OR_PROVINCE_NAME, ".{1,128}"),
@@ -1503,37 +1560,39 @@ SUBJECT_FIELDS = {
 }
 
 GROUPS = ("subject", "validity", "extensions")
-REQUIRED = ("key", "subject", "validity.notAfter")
-REQUIRED_OF_CAS = (
-    "extensions.basicConstraints",
-    "extensions.keyUsage",
-    "extensions.subjectKeyIdentifier",
-)
 
 
 def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -> Entry:
     """Return one entry. Raises ConfigurationError, with the place."""
     try:
-        check_form(with_name(name, ""), NAME)
+        check_form(text_of(name), NAME)
         if not isinstance(fields, dict):
             raise ValueError("must be a mapping of fields to their values")
     except ValueError as error:
         raise ConfigurationError(f"{where}: {error}") from None
 
     values: dict[str, Any] = {}
-    for path, item in paths_of(fields):
+    for field, item in fields_of(fields):
         try:
-            refuse_unknown(path, item)
+            refuse_unknown(field, item)
             # "~" removes a field.
             if item is not None:
-                values[path] = read_value(path, with_name(item, name), is_ca, now)
+                text = with_name(text_of(item), name)
+                values[field] = read_value(field, text, is_ca, now)
         except INVALID as error:
             shown = repr(item)
             if isinstance(item, (dict, list, set)):
                 shown = str(type(item))
-            raise ConfigurationError(f"{where}.{path}: {shown}: {error}") from None
+            raise ConfigurationError(f"{where}.{field}: {shown}: {error}") from None
 
     check_fields(where, values, is_ca)
+    return new_entry(name, where, is_ca, values, now)
+
+
+def new_entry(
+    name: str, where: str, is_ca: bool, values: Mapping[str, Any], now: datetime
+) -> Entry:
+    """Return an entry with values that were checked."""
     passphrase = None
     if "cipher" in values:
         passphrase = values["passphrase"]
@@ -1542,66 +1601,67 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
         where=where,
         is_ca=is_ca,
         issuer=values.get("issuer"),
-        key=values["key"],
+        key_type=values["key"],
         digest=values.get("digest", "sha256"),
         passphrase=passphrase,
-        subject=x509.Name([values[path] for path in values if path.startswith("subject.")]),
+        subject=x509.Name([values[field] for field in values if field.startswith("subject.")]),
         not_before=values.get("validity.notBefore", now),
         not_after=values["validity.notAfter"],
         next_update=values.get("validity.nextUpdate"),
-        extensions=tuple(values[path] for path in values if path.startswith("extensions.")),
+        extensions=tuple(values[field] for field in values if field.startswith("extensions.")),
     )
 
 
-def paths_of(fields: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield an entry's values with their paths, such as validity.notAfter."""
-    for group, part in fields.items():
+def fields_of(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield an entry's fields by their full names, such as validity.notAfter."""
+    for group, part in mapping.items():
         if group in GROUPS and isinstance(part, dict):
-            for field, item in part.items():
-                yield f"{group}.{field}", item
+            for name, item in part.items():
+                yield f"{group}.{name}", item
         else:
             yield str(group), part
 
 
-def refuse_unknown(path: str, item: object) -> None:
+def refuse_unknown(field: str, item: object) -> None:
     """Raise ValueError if there is no such field."""
-    group, _, field = path.partition(".")
-    if path in FORMS or (group == "extensions" and is_nameless_extension(field)):
+    group, _, name = field.partition(".")
+    if field in FORMS or (group == "extensions" and is_nameless_extension(name)):
         return
-    # There is nothing wrong with removing what is not there.
+    # In a group, what is not there may be removed as well.
     if item is None and group in GROUPS:
         return
 
     known = []
     for each in FORMS:
-        name = each
         if not each.startswith(f"{group}."):
-            name, _, _ = each.partition(".")
-        if name not in known:
-            known.append(name)
+            each, _, _ = each.partition(".")
+        if each not in known:
+            known.append(each)
     raise ValueError(f"unknown field; there are {', '.join(known)}")
 
 
-def is_nameless_extension(field: str) -> bool:
-    """Tell whether a field is an OID other than those of the extensions with names."""
-    return re.fullmatch(OID, field) is not None and row_by_oid(field).name == field
+def is_nameless_extension(name: str) -> bool:
+    """Tell whether a field is the OID of an extension that has no name here."""
+    return re.fullmatch(OID, name) is not None and extension_row(name).name == name
 
 
-def check_fields(where: str, values: Mapping[str, object], is_ca: bool) -> None:
+def check_fields(where: str, values: Mapping[str, Any], is_ca: bool) -> None:
     """Check that an entry's fields go together. Raises ConfigurationError."""
-    required = list(REQUIRED)
+    required = ["key", "subject", "validity.notAfter"]
     if is_ca:
-        required.extend(REQUIRED_OF_CAS)
+        required.append("extensions.basicConstraints")
+        required.append("extensions.keyUsage")
+        required.append("extensions.subjectKeyIdentifier")
     else:
         required.append("issuer")
     if "issuer" in values:
         required.append("extensions.authorityKeyIdentifier")
     if "cipher" in values:
         required.append("passphrase")
-    groups = {path.partition(".")[0] for path in values}
-    for path in required:
-        if path not in values and path not in groups:
-            raise ConfigurationError(f"{where}.{path}: is missing")
+    for field in required:
+        # Any field of the subject will do.
+        if field not in values and not any(each.startswith(f"{field}.") for each in values):
+            raise ConfigurationError(f"{where}.{field}: is missing")
 
     if values["key"] not in KEY_TYPES:
         text = f"{values['key']} needs cryptography 47 or newer"
@@ -1614,32 +1674,38 @@ def check_fields(where: str, values: Mapping[str, object], is_ca: bool) -> None:
         raise ConfigurationError(f"{where}.validity.nextUpdate: {text}")
 
 
-def with_name(item: object, name: str) -> str:
-    """Return a text value, with the entry's name in place of $name. Raises ValueError."""
+def text_of(item: object) -> str:
+    """Return a value that is a text. Raises ValueError."""
     if not isinstance(item, str):
         raise ValueError(
             "YAML reads no text here (NO is false, 0123 is octal): put it in quotes"
         )
-    if "$" not in item:
-        return item
+    return item
+
+
+def with_name(text: str, name: str) -> str:
+    """Return a text with the entry's name in place of $name. Raises ValueError."""
+    if "$" not in text:
+        return text
     try:
-        return string.Template(item).substitute(name=name)
+        return string.Template(text).substitute(name=name)
     except (KeyError, ValueError):
         raise ValueError("only $name is known; $$ is the sign itself") from None
 
 
-# The entries of a fleet have most of their values in common.
+# Cached, as the entries of a fleet have most of their values in common.
 @cache
-def read_value(path: str, text: str, is_ca: bool, now: datetime) -> object:
-    """Return what a text means at a path of an entry. Raises one of INVALID."""
-    group, _, field = path.partition(".")
-    check_form(text, FORMS.get(path, ".+"))
+def read_value(field: str, text: str, is_ca: bool, now: datetime) -> object:
+    """Return what a text means in a field. Raises one of INVALID."""
+    group, _, name = field.partition(".")
+    check_form(text, FORMS.get(field, ".+"))
     if group == "subject":
-        return x509.NameAttribute(SUBJECT_FIELDS[field][0], text)
+        oid, _ = SUBJECT_FIELDS[name]
+        return x509.NameAttribute(oid, text)
     if group == "validity":
-        return read_time(field, text, now)
+        return read_time(name, text, now)
     if group == "extensions":
-        return read_extension(field, text, is_ca)
+        return read_extension(name, text, is_ca)
     return text
 
 
@@ -1680,20 +1746,20 @@ class Parts(NamedTuple):
     is_ca: bool  # whose extension it is
 
 
-class Row(NamedTuple):
+class ExtensionRow(NamedTuple):
     """All that the script knows about one extension."""
 
     name: str  # in x509v3_config(5); without a name there, the OID
     oid: x509.ObjectIdentifier
     form: str  # of each part, as a regular expression
-    read: Callable[[Parts], x509.ExtensionType | None]
+    read: Callable[[Parts], x509.ExtensionType] | None  # None: the value is made from a key
     may_be_critical: bool = True
     limits_below: bool = False  # limits names or addresses, down to the last certificate
 
 
 def read_extension(name: str, text: str, is_ca: bool) -> Extension:
     """Return an extension from the syntax of x509v3_config(5). Raises one of INVALID."""
-    row = ROWS.get(name) or row_by_oid(name)
+    row = EXTENSIONS.get(name) or extension_row(name)
     items = [item.strip() for item in text.split(",")]
     critical = items[0] == "critical"
     if critical:
@@ -1705,7 +1771,11 @@ def read_extension(name: str, text: str, is_ca: bool) -> Extension:
     for item in items:
         if not re.fullmatch(row.form, item) or items.count(item) > 1:
             raise ValueError(f"{item!r} stands twice, or is not of the form {row.form}")
-    return Extension(row.oid, critical, row.read(Parts(items, critical, is_ca)))
+
+    value = None
+    if row.read is not None:
+        value = row.read(Parts(items, critical, is_ca))
+    return Extension(row.oid, critical, value)
 
 
 def read_basic_constraints(parts: Parts) -> x509.BasicConstraints:
@@ -1760,10 +1830,6 @@ def read_extended_key_usage(parts: Parts) -> x509.ExtendedKeyUsage:
     )
 
 
-def read_key_identifier(parts: Parts) -> None:
-    """Read `hash` or `keyid`: the value is made from a key (RFC 5280, section 4.2.1.2)."""
-
-
 def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
     """Read `DNS:localhost, IP:127.0.0.1` (RFC 5280, section 4.2.1.6)."""
     return x509.SubjectAlternativeName([read_name(item) for item in parts.items])
@@ -1814,7 +1880,7 @@ def read_der(oid: x509.ObjectIdentifier, parts: Parts) -> x509.UnrecognizedExten
     """Read `DER:0403010203`, the content of any other extension."""
     digits = "".join(parts.items).removeprefix("DER:").replace(":", " ")
     extension = x509.UnrecognizedExtension(oid, bytes.fromhex(digits))
-    # cryptography parses the content of OIDs that it knows. A request tells whether it can.
+    # cryptography parses the content of OIDs that it knows. Have it do so, in a request.
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     builder = builder.add_extension(extension, critical=False)
     _ = builder.sign(ed25519.Ed25519PrivateKey.generate(), None).extensions
@@ -1872,69 +1938,73 @@ def read_text_name(kind: str, value: str, forms: Mapping[str, str]) -> x509.Gene
     return GENERAL_NAMES[kind](value)
 
 
-def row_by_oid(dotted: str) -> Row:
-    """Return the row of an extension, with or without a name."""
-    for row in ROWS.values():
+def extension_row(dotted: str) -> ExtensionRow:
+    """Return the row of an extension by its OID."""
+    for row in EXTENSIONS.values():
         if row.oid.dotted_string == dotted:
             return row
     return nameless(dotted, may_be_critical=False)
 
 
-def nameless(dotted: str, *, may_be_critical: bool, limits_below: bool = False) -> Row:
+def nameless(
+    dotted: str, *, may_be_critical: bool, limits_below: bool = False
+) -> ExtensionRow:
     """Return the row of an extension that has no name in x509v3_config(5)."""
     oid = x509.ObjectIdentifier(dotted)
-    return Row(dotted, oid, DER, partial(read_der, oid), may_be_critical, limits_below)
+    return ExtensionRow(
+        dotted, oid, DER, partial(read_der, oid), may_be_critical, limits_below
+    )
 
 
-ALL_ROWS = (
-    Row(
+ROWS = (
+    ExtensionRow(
         "basicConstraints",
         x509.BasicConstraints.oid,
         "CA:TRUE|CA:FALSE|pathlen:[0-9]{1,4}",
         read_basic_constraints,
     ),
-    Row("keyUsage", x509.KeyUsage.oid, "|".join(KEY_USAGES), read_key_usage),
-    Row(
+    ExtensionRow("keyUsage", x509.KeyUsage.oid, "|".join(KEY_USAGES), read_key_usage),
+    ExtensionRow(
         "extendedKeyUsage",
         x509.ExtendedKeyUsage.oid,
         "|".join([*PURPOSES, OID]),
         read_extended_key_usage,
     ),
-    Row(
+    ExtensionRow(
         "subjectKeyIdentifier",
         x509.SubjectKeyIdentifier.oid,
         "hash",
-        read_key_identifier,
+        None,
         may_be_critical=False,
     ),
-    Row(
+    ExtensionRow(
         "authorityKeyIdentifier",
         x509.AuthorityKeyIdentifier.oid,
         "keyid|keyid:always",
-        read_key_identifier,
+        None,
         may_be_critical=False,
     ),
-    Row(
+    ExtensionRow(
         "subjectAltName",
         x509.SubjectAlternativeName.oid,
         "(DNS|IP|URI|email):.+",
         read_alternative_name,
     ),
-    Row(
+    ExtensionRow(
         "nameConstraints",
         x509.NameConstraints.oid,
         "(permitted|excluded);(DNS|IP|URI|email):.+",
         read_name_constraints,
         limits_below=True,
     ),
-    Row("certificatePolicies", x509.CertificatePolicies.oid, OID, read_policies),
-    Row(
+    ExtensionRow("certificatePolicies", x509.CertificatePolicies.oid, OID, read_policies),
+    ExtensionRow(
         "crlDistributionPoints",
         x509.CRLDistributionPoints.oid,
         "URI:.+",
         read_distribution_points,
     ),
-    Row(
+    ExtensionRow(
         "authorityInfoAccess",
         x509.AuthorityInformationAccess.oid,
         f"(OCSP|caIssuers|{OID});URI:.+",
@@ -1949,13 +2019,13 @@ ALL_ROWS = (
     nameless("1.3.6.1.5.5.7.1.7", may_be_critical=False, limits_below=True),
     nameless("1.3.6.1.5.5.7.1.8", may_be_critical=False, limits_below=True),
 )
-ROWS = {row.name: row for row in ALL_ROWS}
+EXTENSIONS = {row.name: row for row in ROWS}
 
-# Every field that has a name, and the form of its value. read_extension looks at the parts.
+# Every field that has a name, and its form. An extension's parts have forms of their own.
 FORMS = {
-    **FIELDS,
+    **PLAIN_FIELDS,
     **{f"subject.{name}": form for name, (_, form) in SUBJECT_FIELDS.items()},
-    **{f"extensions.{name}": ".+" for name in ROWS if not re.fullmatch(OID, name)},
+    **{f"extensions.{name}": ".+" for name in EXTENSIONS if not re.fullmatch(OID, name)},
 }
 
 
@@ -1974,16 +2044,19 @@ class Report:
         """Print an entry's problems, then its line of the tree. Raises OSError."""
         for problem in outcome.problems:
             self.problem(problem)
-        if outcome.fault is not None:
-            self.problem(outcome.fault)
+        if outcome.error is not None:
+            self.problem(outcome.error)
         if outcome.line and not self.quiet:
             count = ""
             if total > 9:
                 count = f"[{number:2}/{total}] "
-            print(f"{count}{outcome.line}", flush=True)
+            try:
+                print(f"{count}{outcome.line}", flush=True)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, "standard output") from None
 
     def problem(self, problem: Problem) -> None:
-        """Print an error or a warning as one line, and none twice. Raises OSError."""
+        """Print an error or a warning as one line, and none twice."""
         if problem.kind == "error":
             self.exit_status = 1
         line = printable(f"{SCRIPT}: {problem.kind}: {problem.text}")
@@ -2006,38 +2079,39 @@ def problem_of(error: Exception, where: str) -> Problem:
     if isinstance(error, Fault):
         return Problem("error", str(error))
     if isinstance(error, OSError):
-        # The second name of a rename is the file's own. The first one ends in .part.
+        # Of a rename, filename2 is the target.
         name = error.filename2 or error.filename or where
         return Problem("error", f"{name}: {error.strerror}")
     return Problem("error", f"{where}: {error}")
 
 
 def main(arguments: Sequence[str] | None = None, now: datetime | None = None) -> int:
-    """Return the exit status: 0 done, 1 something failed, 2 wrong use and nothing written.
+    """Do one run, and return the exit status.
 
-    `arguments` are the command line's, without the script's name. With `now`, the run takes
-    this for the present time.
+    `arguments` are the command line's, without the script's name. `now` overrides the clock.
+    The status is 0: done; 1: something failed; 2: wrong use or configuration, and nothing was
+    written; 130: interrupted.
     """
     options = parse_arguments(arguments)
     report = Report(options.quiet)
     try:
-        run(options, now, report)
+        generate(options, now, report)
     except KeyboardInterrupt:
         return 130
     except ConfigurationError as error:
-        report.problem(problem_of(error, ""))
+        report.problem(problem_of(error, options.config))
         return 2
     except (Fault, OSError) as error:
-        report.problem(problem_of(error, "standard output"))
+        report.problem(problem_of(error, options.keys))
         return 1
     return report.exit_status
 
 
-def run(options: argparse.Namespace, clock: datetime | None, report: Report) -> None:
-    """Read the configuration and settle all of it. Raises Fault, OSError."""
-    present = clock or datetime.now(timezone.utc)
-    # OpenSSL's clock may be behind by a tick. What begins now must have begun for it, too.
-    now = present.replace(microsecond=0) - timedelta(seconds=1)
+def generate(options: argparse.Namespace, verify_at: datetime | None, report: Report) -> None:
+    """Read the configuration, and settle all of it. Raises Fault, OSError."""
+    now = verify_at or datetime.now(timezone.utc)
+    # The clock of another program may be a tick behind. What begins now has begun for it, too.
+    now = now.replace(microsecond=0) - timedelta(seconds=1)
     keys = options.keys
     entries = read_configuration(options.config, now)
     phrases = Phrases(os.environ, {})
@@ -2058,8 +2132,8 @@ def run(options: argparse.Namespace, clock: datetime | None, report: Report) -> 
     with locked(keys):
         clear_leftovers(keys)
         new_keys = make_keys_ahead(keys, entries)
-        shared = Run(keys, now, clock, orders, phrases, new_keys, read_copies(keys))
-        walk(shared, entries, report)
+        run = Run(keys, now, verify_at, orders, phrases, new_keys, read_copies(keys))
+        walk(run, entries, report)
         os.sync()
 
 
@@ -2117,7 +2191,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # A reader of the output, such as head, may leave early.
+    # End quietly when the output is closed, as by head.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # The modes of files are chosen one by one.
     os.umask(0o022)
