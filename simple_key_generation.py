@@ -1,32 +1,35 @@
 #!/usr/bin/env python3
-"""Make a certificate authority hierarchy, as a YAML file defines it, as a folder of PEM files.
+"""Create the CA hierarchy that a YAML file defines, as a folder of PEM files.
 
 One rule covers every run: walk the hierarchy from the top, keep what is there, make what is
 missing, verify everything. The keys folder is the only state.
 
-The script reads as a run goes:
+The script tells how a run goes:
 
-    main         reads the command line and the configuration, and locks the keys folder
-    walk         settles the CAs, from the root down, then the nodes
+    main         (at the end) reads command line and configuration, and locks the keys folder
+    walk         settles the CAs from the root down, then the nodes
     settle       settles one entry in ten steps, from the look at its folder (a new one gets a
-                 new key) to the files that are written
+                 new key) to the files that it writes
     certify      signs a certificate: a root's with its own key, any other with its issuer's
     settle_list  keeps a CA's revocation list, or signs the next one
     Verifier     has OpenSSL verify every certificate, with the revocation lists: the first one
-                 that a CA signed up to the trust anchor, the next ones up to that CA
+                 below each CA as far as the trust anchor, later ones as far as that CA
 
 What a folder keys/NAME holds:
 
-    key.pem        the private key                  fullchain.pem  cert.pem and its issuers
-    csr.pem        a request for a certificate      ca.pem         the trust anchor
-    cert.pem       the certificate                  crl.pem        a CA: its own list; a node:
-    issued/        a CA: all that it signed                        those of all CAs above it
-    cross.pem      the root: its certificate from a higher CA, put there by a person
+    key.pem        the private key
+    csr.pem        a signing request, when the issuer's key is on another machine
+    cert.pem       the certificate
+    issued/        a CA: a copy of every certificate that it signed
+    cross.pem      a root: its certificate from a higher CA, put there by a person
+    crl.pem        a CA: its own revocation list; a node: the lists of all CAs above it
+    fullchain.pem  cert.pem and its issuers, without the trust anchor
+    ca.pem         the trust anchor
 
 The words used throughout:
 
     entry          what the configuration says about one CA or node
-    task           one entry's work: the entry, its folder, its signer, its issuer's authority
+    task           the work on one entry: entry, folder, signer, and the issuer's authority
     signer         an entry's private key, opened when it is first needed
     authority      what a CA hands down to the entries below it: chain, lists, signer, verifier
     list           a certificate revocation list (RFC 5280, section 5)
@@ -141,7 +144,7 @@ class Authority(NamedTuple):
     chain: tuple[x509.Certificate, ...]  # the CA's certificate, its issuers, last the anchor
     not_after: datetime  # the earliest end in the chain
     key_identifier: x509.AuthorityKeyIdentifier
-    lists: tuple[RevocationList, ...]  # of all CAs in the chain; empty if one is missing
+    lists: tuple[RevocationList, ...]  # its own, then its issuers'; empty if one is missing
     revoked: frozenset[int]  # the serial numbers on its own list
     signer: Signer
     verifier: Verifier
@@ -211,7 +214,7 @@ INVALID = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
-# What ends one entry, and no other one.
+# Errors that end one entry, and do not stop the others.
 ENTRY_ERRORS = (Fault, OSError, *INVALID)
 
 
@@ -249,32 +252,29 @@ def walk(run: Run, entries: Sequence[Entry], report: Report) -> None:
 
 
 def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
-    """Settle an entry, unless its issuer has failed or is revoked.
-
-    Even then, an entry that has a certificate is settled as far as possible, because the
-    revocation lists must reach it.
-    """
+    """Settle an entry, unless its issuer has failed or is revoked."""
     if entry.issuer is None:
         return settle(run, entry, None)
     issuer = outcomes[entry.issuer]
-    above = issuer.authority
     if issuer.blocked_by is None:
-        return settle(run, entry, above)
+        return settle(run, entry, issuer.authority)
 
     left_alone = Outcome("left alone", blocked_by=issuer.blocked_by)
-    # A CA that failed before it was written has no list on disk that could be spread.
-    if above is None or not above.lists or not os.path.exists(f"{above.path}/crl.pem"):
+    if not can_spread(run, entry, issuer.authority):
         return left_alone
-    if not os.path.exists(os.path.join(run.keys, entry.name, "cert.pem")):
-        return left_alone
-
-    outcome = settle(run, entry, above)
+    # The revocation lists must reach the entry all the same, in step (6). As a rule, its chain
+    # then fails to verify, and the issuer's error line says why.
+    outcome = settle(run, entry, issuer.authority)
     if outcome.blocked_by is None:
         return outcome
-    # As a rule its chain does not verify, which the issuer's own error line explains.
-    return outcome._replace(
-        state="left alone", line="", error=None, blocked_by=issuer.blocked_by
-    )
+    return left_alone._replace(problems=outcome.problems, authority=outcome.authority)
+
+
+def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
+    """Tell whether a CA that failed has a list on disk, and the entry a certificate."""
+    if above is None or not above.lists or not os.path.exists(f"{above.path}/crl.pem"):
+        return False
+    return os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
 
 
 # --- 3. One entry ----------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class Draft(NamedTuple):
 
 
 def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
-    """Bring one entry's folder to what the configuration says, and verify it.
+    """Bring one entry's folder in line with the configuration, and verify it.
 
     (1) Look at the folder; a new one gets a key.   (6) Spread the revocation lists.
     (2) Certify the key, if it has no certificate.  (7) Refuse a revoked certificate.
@@ -412,9 +412,7 @@ def verify_and_write(
     path = f"{folder.path}/cert.pem"
     # A root is its own issuer.
     issuer = cast(Authority, task.above or own)
-    crl_pem = issuer.lists_pem
-    if own is not None:
-        crl_pem = own.own_list_pem
+    crl_pem = issuer.lists_pem if own is None else own.own_list_pem
 
     # (6) Spread: a newer list replaces an old one even if a later step fails. A folder's first
     # list waits for step (10).
@@ -506,7 +504,7 @@ def first_certificate(task: Task) -> x509.Certificate:
 
 
 def must_renew(task: Task, certificate: x509.Certificate) -> bool:
-    """Tell whether a new certificate is ordered. One that is revoked stays as it is."""
+    """Tell whether a new certificate is ordered. A revoked one is never renewed."""
     if is_revoked(task, certificate):
         return False
     if task.entry.name in task.run.orders.renew:
@@ -590,8 +588,8 @@ def value_for(
 
 def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """Return the authorityKeyIdentifier of all that a CA signs (RFC 5280, 4.2.1.1)."""
-    subject = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject)
+    own = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def leave_request(task: Task) -> None:
@@ -614,7 +612,7 @@ def is_due(run: Run, certificate: x509.Certificate) -> bool:
 
 
 def in_last_third(run: Run, begins: datetime, ends: datetime) -> bool:
-    """Tell whether two thirds of a life are over."""
+    """Tell whether more than two thirds of a lifetime have passed."""
     return run.now > ends - (ends - begins) / 3
 
 
@@ -626,12 +624,14 @@ def settle_list(
 ) -> RevocationList | None:
     """Keep, extend, refresh or begin a CA's list. Raises Fault, OSError.
 
-    the list is ...    key at hand   pass phrase to be typed   key elsewhere
-    good               kept          kept                      kept
-    due for a new one  refreshed     kept, with a warning      kept, with a warning
-    expired            refreshed     error                     error
-    to be extended     extended      extended, after typing    kept, with an error
-    missing            begun         begun, after typing       missing, with a warning
+    the list is           key at hand   pass phrase to be typed   key elsewhere
+    good                  kept          kept                      kept
+    in its last third     refreshed     kept, with a warning      kept, with a warning
+    expired               refreshed     error                     error
+    extended (--revoke)   extended      extended, after typing    kept, with an error
+    not there yet         begun         begun, after typing       missing, with a warning
+
+    A list that was there and is lost comes back from a copy, in newest_list, or is an error.
     """
     path = f"{task.folder.path}/crl.pem"
     needs_key = f"it takes {task.signer.path}"
@@ -654,7 +654,7 @@ def settle_list(
         return current
 
     crl = next_list(task, ca, current, added)
-    # The key was perhaps not compared with the certificate, as it was still encrypted.
+    # match() can't compare a key that is still encrypted.
     if not is_signed_by(crl, ca):
         raise Fault(f"{task.folder.path}/cert.pem: is for another key than {task.signer.path}")
     return crl
@@ -689,8 +689,7 @@ def next_list(
     ends = ca.not_valid_after_utc
     if task.entry.next_update is not None:
         ends = min(ends, task.entry.next_update)
-    # It begins in the past, by a twelfth of its life but no more than a day, for robots whose
-    # clocks are behind.
+    # Backdated by a twelfth of its life, at most a day, for robots whose clocks are behind.
     begins = now - min(timedelta(days=1), (ends - now) / 12)
 
     builder = (
@@ -747,7 +746,7 @@ def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
         return own
 
     for file in task.run.copies:
-        # Perhaps this is the newest copy. A new CA has none.
+        # A damaged file may hold the newest copy. A new CA has no copy yet.
         if file.lists is None and not task.folder.is_new():
             raise Fault(f"{file.path}: is damaged, or not what its name says")
     if copy is None and task.folder.record and task.signer.is_here():
@@ -789,12 +788,12 @@ def serial_numbers(crl: RevocationList | None) -> frozenset[int]:
 
 
 def end_of_list(ca: x509.Certificate, crl: RevocationList) -> datetime:
-    """Return when a list ends. One that says nothing ends with its CA."""
+    """Return when a list ends: without a nextUpdate, with its CA."""
     return crl.next_update_utc or ca.not_valid_after_utc
 
 
 def list_is_due(run: Run, ca: x509.Certificate, crl: RevocationList) -> bool:
-    """Tell whether a list is in the last third of its life. An expired CA's never is."""
+    """Tell whether a list is in the last third of its life. An expired CA's is never due."""
     if ca.not_valid_after_utc <= run.now:
         return False
     return in_last_third(run, crl.last_update_utc, end_of_list(ca, crl))
@@ -856,16 +855,16 @@ class Verifier:
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify a certificate (X509_verify_cert(3)). Raises Fault."""
         digest = certificate.signature_hash_algorithm
-        # Unlike a TLS context, a store has no security level that refuses them.
+        # Unlike a TLS context, a store has no security level that rejects MD5 or SHA-1.
         if digest is not None and digest.name in ("md5", "sha1"):
             raise Fault(f"{path}: is signed with {digest.name}, which can be forged")
 
         leaf = crypto.X509.from_cryptography(certificate)
         try:
-            if self.ca_store is not None:
+            if self.ca_store is None:
+                self.verify_to_anchor(path, leaf)
+            else:
                 crypto.X509StoreContext(self.ca_store, leaf).verify_certificate()
-                return
-            chain = self.chain_to_anchor(leaf)
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
             advice = MEND
@@ -873,21 +872,25 @@ class Verifier:
                 advice = "set the clock"
             raise Fault(f"{path}: {error} ({whose}): {advice}") from None
 
+    def verify_to_anchor(self, path: str, leaf: crypto.X509) -> None:
+        """Verify a whole chain; from then on, stop at the CA, unless there are limits.
+
+        Raises Fault, crypto.X509StoreContextError.
+        """
+        store = self.store(self.chain[-1], self.lists, FLAGS.CRL_CHECK_ALL)
+        intermediates = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
+        chain = crypto.X509StoreContext(store, leaf, intermediates).get_verified_chain()
+
         # The issuer comes second. A root is alone in its chain.
         issuer = chain[0]
         if len(chain) > 1:
             issuer = chain[1]
         if issuer.to_cryptography() != self.chain[0]:
             raise Fault(f"{path}: is not signed by {self.name}: {MEND}")
-        if not self.limits_names:
-            self.ca_store = self.store(self.chain[0], self.lists[:1], FLAGS.PARTIAL_CHAIN)
 
-    def chain_to_anchor(self, leaf: crypto.X509) -> list[crypto.X509]:
-        """Return a verified chain up to the anchor. Raises crypto.X509StoreContextError."""
-        anchor = self.chain[-1]
-        intermediates = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
-        store = self.store(anchor, self.lists, FLAGS.CRL_CHECK_ALL)
-        return crypto.X509StoreContext(store, leaf, intermediates).get_verified_chain()
+        if not self.limits_names:
+            own_list = self.lists[:1]
+            self.ca_store = self.store(self.chain[0], own_list, FLAGS.PARTIAL_CHAIN)
 
     def store(
         self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
@@ -1055,7 +1058,7 @@ def load_certificate(path: str) -> x509.Certificate:
 
 
 def load_pem(path: str, load: Callable[[bytes], Any]) -> Any:
-    """Return what a PEM file holds, if it can be read to the end. Raises Fault, OSError."""
+    """Return what a PEM file holds, once all of it is parsed. Raises Fault, OSError."""
     data = read_file(path)
     try:
         loaded = load(data)
@@ -1420,7 +1423,7 @@ class Loader(CSafeLoader):
                     None, None, "an anchor merges itself", node.start_mark
                 )
             if key.value == "<<" and isinstance(value, yaml.SequenceNode):
-                # Of merges one after the other, the last one wins.
+                # "<<: [*a, *b]" becomes "<<: *b" and "<<: *a". Of these, the last one wins.
                 pairs.extend((key, each) for each in reversed(value.value))
             else:
                 pairs.append((key, value))
@@ -1428,7 +1431,7 @@ class Loader(CSafeLoader):
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
 
 
-# A date stays text, as it may as well be an offset from now.
+# A date stays text, since it may also be an offset from now.
 yaml.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str, Loader)
 
 
@@ -1533,7 +1536,8 @@ OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 DER = "DER:([0-9A-Fa-f]{2}[: ]?)+"
 
-# The fields of an entry and their forms. FORMS, below, adds those of subject and extensions.
+# The fields of an entry and their forms. FORMS, at the end of chapter 10, adds the fields of
+# subject and extensions.
 PLAIN_FIELDS = {
     "issuer": NAME,
     # ML-DSA is named even where cryptography lacks it: check_fields then says so.
@@ -1627,16 +1631,17 @@ def refuse_unknown(field: str, item: object) -> None:
     group, _, name = field.partition(".")
     if field in FORMS or (group == "extensions" and is_nameless_extension(name)):
         return
-    # In a group, what is not there may be removed as well.
+    # Within a group, ~ may also remove a field that is not there.
     if item is None and group in GROUPS:
         return
 
     known = []
     for each in FORMS:
+        shown = each
         if not each.startswith(f"{group}."):
-            each, _, _ = each.partition(".")
-        if each not in known:
-            known.append(each)
+            shown, _, _ = each.partition(".")
+        if shown not in known:
+            known.append(shown)
     raise ValueError(f"unknown field; there are {', '.join(known)}")
 
 
@@ -1765,7 +1770,7 @@ def read_extension(name: str, text: str, is_ca: bool) -> Extension:
     if critical:
         items.remove("critical")
         if not row.may_be_critical:
-            raise ValueError("must not be critical (RFC 5280), or OpenSSL would refuse it")
+            raise ValueError("must not be critical, or OpenSSL would refuse it")
     if not items:
         raise ValueError(f"nothing of the form {row.form} follows critical")
     for item in items:
@@ -2056,7 +2061,7 @@ class Report:
                 raise OSError(error.errno, error.strerror, "standard output") from None
 
     def problem(self, problem: Problem) -> None:
-        """Print an error or a warning as one line, and none twice."""
+        """Print an error or a warning as one line, but never the same one twice."""
         if problem.kind == "error":
             self.exit_status = 1
         line = printable(f"{SCRIPT}: {problem.kind}: {problem.text}")
@@ -2149,7 +2154,7 @@ def check_orders(orders: Orders, keys: str, entries: Sequence[Entry]) -> None:
 
 
 def recorded_names(keys: str, entries: Sequence[Entry]) -> set[str]:
-    """Return the names of all entries that a CA's record has a certificate of."""
+    """Return the names of all entries with a certificate in some CA's record."""
     names = set()
     for entry in entries:
         if entry.is_ca:
