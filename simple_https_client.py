@@ -37,6 +37,8 @@ def make_context(keys: Path) -> ssl.SSLContext:
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no weak keys or digests, whatever openssl.cnf says
     context.hostname_checks_common_name = False  # subjectAltName only (RFC 9525, 2)
     context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
+    # Some Pythons (3.11.2 of Debian 12) set this, and a stream cut short would look like a clean end.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     for name in ("key.pem", "fullchain.pem", "ca.pem"):
         (keys / name).open().close()  # OpenSSL's error would not name the file
     try:

@@ -54,6 +54,8 @@ def make_context(keys: Path) -> ssl.SSLContext:
     context.num_tickets = 0  # a resumed session skips the client's certificate
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
+    # Some Pythons (3.11.2 of Debian 12) set this, and a stream cut short would look like a clean end.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     for name in ("key.pem", "fullchain.pem", "ca.pem"):
         (keys / name).open().close()  # OpenSSL's error would not name the file
     try:
