@@ -29,10 +29,20 @@ try:
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
     from OpenSSL import crypto
 except ImportError as error:
     sys.exit(f"simple_key_generation.py: error: {error}: pip install -r requirements.txt, for this Python")
+
+ML_DSA: dict[str, Callable[[], Any]] = {}
+try:  # cryptography has it from 47 on
+    from cryptography.hazmat.primitives.asymmetric import mldsa
+except ImportError:
+    pass
+else:
+    ML_DSA["ml-dsa-44"] = mldsa.MLDSA44PrivateKey.generate
+    ML_DSA["ml-dsa-65"] = mldsa.MLDSA65PrivateKey.generate
+    ML_DSA["ml-dsa-87"] = mldsa.MLDSA87PrivateKey.generate
 
 FLAGS = crypto.X509StoreFlags
 PEM = serialization.Encoding.PEM
@@ -50,7 +60,7 @@ KEY_TYPES: dict[str, Callable[[], Any]] = {
     "ec:secp521r1": lambda: ec.generate_private_key(ec.SECP521R1()),
     "ed25519": ed25519.Ed25519PrivateKey.generate,
     "ed448": ed448.Ed448PrivateKey.generate,
-    **{f"ml-dsa-{n}": getattr(mldsa, f"MLDSA{n}PrivateKey").generate for n in (44, 65, 87)},
+    **ML_DSA,
 }
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
@@ -67,7 +77,7 @@ INVALID = (ValueError, OverflowError, UnsupportedAlgorithm, *UNREADABLE)  # what
 OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
     "issuer": NAME,
-    "key": "|".join(KEY_TYPES),
+    "key": "|".join({**KEY_TYPES, **dict.fromkeys(["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])}),
     "digest": "sha256|sha384|sha512",
     "cipher": "aes-256-cbc",
     "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
@@ -175,7 +185,9 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> "Entry":
         read_text(name, "", NAME)
         if not isinstance(value, dict):
             raise ValueError("must be a mapping of fields to their values")
-    texts, names = dict[str, str](), list[x509.NameAttribute[str | bytes]]()  # by path, as Entry.fields
+    texts = dict[str, str]()  # by path, as Entry.fields
+    # An annotation, which does not run: the class is generic from cryptography 45 on.
+    names: list[x509.NameAttribute[str | bytes]] = []
     times, extensions = {"notBefore": NOW}, dict[str, tuple[x509.ExtensionType | None, bool]]()
     for group, part in value.items():
         for field, item in part.items() if isinstance(part, dict) else [("", part)]:
@@ -202,6 +214,8 @@ def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> "Entry":
     required += ["passphrase"] * ("cipher" in texts)
     if missing := [path for path in required if path not in texts]:
         raise ConfigurationError(f"{where}.{missing[0]}: is missing")
+    if texts["key"] not in KEY_TYPES:
+        raise ConfigurationError(f"{where}.key: {texts['key']} needs cryptography 47 or newer")
     if "digest" in texts and texts["key"].startswith(("ed", "ml-dsa")):
         raise ConfigurationError(f"{where}.digest: {texts['key']} signs without: un-set it with ~")
     if "nextUpdate" in times and not is_ca:
