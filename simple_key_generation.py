@@ -62,6 +62,7 @@ KEY_TYPES: dict[str, Callable[[], Any]] = {
     "ed448": ed448.Ed448PrivateKey.generate,
     **ML_DSA,
 }
+MAX_NESTING = 100  # levels of YAML; an entry needs five
 NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 KEY_USAGES = [  # in the order of their bits
@@ -116,6 +117,22 @@ class ConfigurationError(Fault):
 
 class Loader(yaml.CSafeLoader):
     """PyYAML's loader, less what it lets pass: fields twice, recursive aliases, merges in any order."""
+
+    depth = 0  # of the node that is being read
+
+    def descend_resolver(self, current_node: Any, current_index: Any) -> None:
+        """Count a level of nesting: libyaml before PyYAML 6.0.4 crashes on 30,000. Raise MarkedYAMLError."""
+        self.depth += 1
+        if self.depth > MAX_NESTING:
+            raise yaml.MarkedYAMLError(
+                None, None, f"nested more than {MAX_NESTING} levels deep", current_node.start_mark
+            )
+        super().descend_resolver(current_node, current_index)
+
+    def ascend_resolver(self) -> None:
+        """Count back."""
+        self.depth -= 1
+        super().ascend_resolver()
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Look at a mapping before its merges are resolved; raise MarkedYAMLError."""
