@@ -32,7 +32,8 @@ try:
     from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
     from OpenSSL import crypto
 except ImportError as error:
-    sys.exit(f"simple_key_generation.py: error: {error}: pip install -r requirements.txt, for this Python")
+    advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
+    sys.exit(f"simple_key_generation.py: error: {error}: {advice}")
 
 ML_DSA: dict[str, Callable[[], Any]] = {}
 try:  # cryptography has it from 47 on
