@@ -362,11 +362,20 @@ def pass_phrase(variable: str, new: bool = False) -> bytes:
 def complain(kind: str, problem: object) -> None:
     """Print an error or a warning as one line on standard error, and none twice."""
     if isinstance(problem, OSError):
-        problem = f"{problem.filename2 or problem.filename}: {problem.strerror}"  # of a rename, whereto
+        place = problem.filename2 or problem.filename  # of a rename, whereto
+        problem = f"{place}: {problem.strerror}" if place else problem.strerror
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{SCRIPT}: {kind}: {problem}")
     if (kind, line) not in SAID:
         print(line + "\n", end="", file=sys.stderr, flush=True)  # in one piece
     SAID.add((kind, line))
+
+
+def say(line: str) -> None:
+    """Print a line on standard output. Raises OSError, which names the place."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
@@ -745,7 +754,7 @@ def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> i
         else:
             failed |= {name: name} if entry.state == "revoked" else {}
             if not options.quiet:
-                print(f"[{count:2}/{len(names)}] " * (len(names) > 9) + entry.line(), flush=True)
+                say(f"[{count:2}/{len(names)}] " * (len(names) > 9) + entry.line())
     for name, number in Counter(failed.values()).items():
         if number > 1:
             kind = "warning" if name in options.revoke else "error"
