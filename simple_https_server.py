@@ -116,7 +116,9 @@ def converse(connection: ssl.SSLSocket) -> None:
             text = line.decode(errors="backslashreplace").rstrip("\r\n")
             say(f"read: [{text}]", sys.stdout)
             if re.fullmatch(r"[A-Z]+ \S+ HTTP/1\.\d", text):
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
+                )
                 deadline = time.monotonic() + IDLE_TIMEOUT
                 while lines.read1(MAX_LINE):  # headers, until the peer closes
                     if time.monotonic() > deadline:
