@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from needs import needs, packages_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATE = ROOT / "simple_key_generation.py"
@@ -40,6 +41,7 @@ def run(
     stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, away from any terminal."""
+    needs(str(command[0]))
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -86,6 +88,22 @@ def openssl(*arguments: str | Path, stdin: str = "") -> str:
     result = run("openssl", *arguments, stdin=stdin)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def pytest_configure() -> None:
+    """Have SIGINT end what the tests start, though a shell's background ignores it: children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what would run the tests that were skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    packages = packages_of([report.longrepr[2] for report in skipped])
+    if packages:
+        terminalreporter.ensure_newline()
+        terminalreporter.write_line(
+            f"Tests were skipped for want of programs. To run them: apt-get install {' '.join(packages)}"
+        )
 
 
 @pytest.fixture(scope="session")
