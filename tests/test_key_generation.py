@@ -399,10 +399,10 @@ def test_of_two_runs_the_second_waits_and_finds_all_made(tmp_path: Path) -> None
     second = start(tmp_path)
     assert "waiting" in first_line(second.stderr)
     first.send_signal(signal.SIGCONT)
-    out, err = first.communicate(timeout=30)
+    out, err = first.communicate(timeout=DEADLINE)
     assert (first.returncode, err, out.count(" made "), out.count(" kept ")) == (0, "", 99, 0)
     assert all("/100]" in line for line in out.splitlines()), "a count shows the progress"
-    out, err = second.communicate(timeout=30)
+    out, err = second.communicate(timeout=DEADLINE)
     assert (second.returncode, err, out.count(" made "), out.count(" kept ")) == (0, "", 0, 100)
 
 
@@ -441,7 +441,7 @@ def test_ctrl_c_waits_for_no_key_that_is_being_made(tmp_path: Path) -> None:
 def test_a_run_that_was_ended_is_taken_up_by_the_next(tmp_path: Path, how: str, status: int) -> None:
     first = begin(tmp_path)
     first.send_signal(signal.Signals[how])
-    out, err = first.communicate(timeout=30)
+    out, err = first.communicate(timeout=DEADLINE)
     assert (first.returncode, err) == (status, "")
     finished = set(re.findall(r"(\S+) +made ", out))
     before = tree(tmp_path / "keys")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, ROOT, Server, Terminal, environment, run
-from needs import needs, needs_those_of
+from needs import PACKAGES, needs, needs_those_of
 from programs import TITLE, answers, free_port, running
 
 README = (ROOT / "README.md").read_text()
@@ -48,6 +48,8 @@ COMMANDS = (
     "--revoke client3",
     "benchmark.py",
     "pytest",
+    "apt-get install -y openssl",
+    "apt-get install -y wget",
 )
 
 
@@ -112,9 +114,30 @@ def test_every_shell_block_is_run_by_a_test() -> None:
 
 def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path, str]) -> None:
     _, printed = fresh
-    dates = r"\d{4}-\d\d-\d\d"
-    expected = transcript("pip install -q -r requirements.txt")
-    assert re.sub(dates, "DATE", printed) == re.sub(dates, "DATE", expected)
+    assert tree(printed) == tree(transcript("pip install -q -r requirements.txt"))
+
+
+def tree(text: str) -> str:
+    """The lines of a run, but for their dates."""
+    return re.sub(r"\d{4}-\d\d-\d\d", "DATE", text)
+
+
+@pytest.mark.slow
+@pytest.mark.rustls
+def test_uv_makes_the_keys_without_an_environment(tmp_path: Path) -> None:
+    (text,) = re.findall(r"`(uv run [^`]+)`", README)
+    for name in ("requirements.txt", "sros_config.yml", "simple_key_generation.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    phrases = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros", "PYTHONWARNINGS": ""}
+    result = shell(tmp_path, text, phrases)
+    assert result.returncode == 0, result.stderr
+    assert tree(result.stdout) == tree(transcript("pip install -q -r requirements.txt"))
+
+
+def test_the_page_installs_every_program_that_a_test_can_lack() -> None:
+    installed = re.findall(r"^apt-get install -y (.*)$", SECTIONS["Tests"], re.MULTILINE)
+    named = {name for line in installed for name in line.split()}
+    assert {*PACKAGES.values()} <= named
 
 
 def test_two_terminals_show_the_transcripts_to_the_letter(
