@@ -566,21 +566,22 @@ def carry(end: SSL.Connection, other: SSL.Connection) -> None:
         other.bio_write(end.bio_read(1 << 20))
 
 
-@pytest.mark.parametrize("key", ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])
-def test_ml_dsa_is_made_or_a_line_says_that_cryptography_is_too_old(start: Start, key: str) -> None:
+def require_newer_cryptography(start: Start, key: str) -> None:
+    """Require the one line that says that a type of key is too new, and nothing made."""
     folder, result = start(small({f"{NODE}/key": key})).result()
-    if key in ML_DSA:
-        assert (result.returncode, result.stderr) == (0, "")
-        assert key in result.stdout
-    else:
-        assert (result.returncode, result.stdout) == (2, "")
-        said = refusal(result.stderr)
-        assert said == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
-        assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
+    assert (result.returncode, result.stdout) == (2, "")
+    assert refusal(result.stderr) == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
+    assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
 
 
-@pytest.mark.parametrize("key", ML_DSA)
-def test_ml_dsa_makes_a_chain_that_verifies_and_a_mutual_handshake(accept: Accept, key: str) -> None:
+@pytest.mark.parametrize("key", ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])
+def test_ml_dsa_makes_a_chain_that_verifies_and_a_mutual_handshake_or_a_line_names_what_it_takes(
+    start: Start, accept: Accept, key: str
+) -> None:
+    if key not in ML_DSA:
+        require_newer_cryptography(start, key)
+        return
+
     keys = accept(CHAINS) / "keys"
     chain = [
         x509.load_pem_x509_certificate((keys / f"{key}-{name}" / "cert.pem").read_bytes())
