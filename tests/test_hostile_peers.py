@@ -804,7 +804,7 @@ def learn(port: int, context: ssl.SSLContext, writes: Sequence[bytes]) -> Refusa
         try:
             alert = f"answered: {connection.recv(99)!r}"
         except OSError as error:
-            alert = re.sub(r"^\[.*?\] | \(_ssl.*|(ssl|tls)v\d+ ", "", str(error))
+            alert = re.sub(r"^\[.*?\] | \(_ssl.*|(ssl|tls)v\d+ |ssl/tls ", "", str(error))
         with socket.socket(fileno=connection.detach()) as raw:
             raw.settimeout(PATIENCE)
             try:
@@ -999,7 +999,7 @@ ENDS: dict[str, tuple[Behaviour, str]] = {
     "drips-for-ever": (drip, "too slow"),
     "resets-mid-answer": (cut_mid_answer, "reset|end of input|EOF|cut short"),
     "cuts-mid-record": (cut_mid_record, "EOF|end of input|cut short"),
-    "damages-a-record": (damage_a_record, "bad record mac|decryption failed"),
+    "damages-a-record": (damage_a_record, "bad record mac|decryption failed|record layer failure"),
 }
 PLAIN_ENDS: dict[str, tuple[Callable[[socket.socket], None], str]] = {
     "stops-mid-handshake": (stop_mid_handshake, "timed out"),

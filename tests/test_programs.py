@@ -61,7 +61,7 @@ SERVERS = {
     "Caddy": Serving(
         ("Caddyfile.server",),
         r"HTTP/1.1 400 Bad Request\r",
-        "failed to verify client certificate",
+        "x509: certificate signed by unknown authority",
         {"Caddyfile.server": "client_auth"},
     ),
 }
