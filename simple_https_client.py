@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with its newline
+ML_DSA = [  # the OIDs of ML-DSA-44, 65 and 87 in DER (RFC 9881, section 2)
+    bytes.fromhex("0609608648016503040311"),
+    bytes.fromhex("0609608648016503040312"),
+    bytes.fromhex("0609608648016503040313"),
+]
 TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 
 
@@ -30,6 +35,17 @@ def ask_passphrase() -> str:
     return getpass.getpass("Enter PEM pass phrase:")
 
 
+def uses_ml_dsa(chain: Path) -> bool:
+    """Whether a certificate in a file has an ML-DSA key or signature. Raises OSError."""
+    text = chain.read_text(errors="replace")
+    for block in re.findall("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL):
+        with suppress(ValueError):  # is damaged, which OpenSSL will say
+            certificate = ssl.PEM_cert_to_DER_cert(block)
+            if any(algorithm in certificate for algorithm in ML_DSA):
+                return True
+    return False
+
+
 def make_context(keys: Path) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in `keys`; raise ValueError with advice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate of the server
@@ -37,8 +53,12 @@ def make_context(keys: Path) -> ssl.SSLContext:
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no weak keys or digests, whatever openssl.cnf says
     context.hostname_checks_common_name = False  # subjectAltName only (RFC 9525, 2)
     context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
+    # Some Pythons (3.11.2 of Debian 12) set this, and a stream cut short would look like a clean end.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     for name in ("key.pem", "fullchain.pem", "ca.pem"):
         (keys / name).open().close()  # OpenSSL's error would not name the file
+    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(keys / "fullchain.pem"):
+        raise ValueError(f"{keys}: ML-DSA takes OpenSSL 3.5, this Python's ssl has {ssl.OPENSSL_VERSION}")
     try:
         password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)

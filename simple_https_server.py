@@ -18,6 +18,11 @@ from threading import Thread, active_count
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with its newline
+ML_DSA = [  # the OIDs of ML-DSA-44, 65 and 87 in DER (RFC 9881, section 2)
+    bytes.fromhex("0609608648016503040311"),
+    bytes.fromhex("0609608648016503040312"),
+    bytes.fromhex("0609608648016503040313"),
+]
 MAX_CONNECTIONS = 2000  # served at once; newcomers wait in the system's queue
 TIMEOUT = 5  # seconds for the whole handshake, and for a peer to close after us
 IDLE_TIMEOUT = 60  # seconds without a byte read or written
@@ -46,6 +51,17 @@ def ask_passphrase() -> str:
     return getpass.getpass("Enter PEM pass phrase:")
 
 
+def uses_ml_dsa(chain: Path) -> bool:
+    """Whether a certificate in a file has an ML-DSA key or signature. Raises OSError."""
+    text = chain.read_text(errors="replace")
+    for block in re.findall("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL):
+        with suppress(ValueError):  # is damaged, which OpenSSL will say
+            certificate = ssl.PEM_cert_to_DER_cert(block)
+            if any(algorithm in certificate for algorithm in ML_DSA):
+                return True
+    return False
+
+
 def make_context(keys: Path) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in `keys`; raise ValueError with advice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -54,8 +70,12 @@ def make_context(keys: Path) -> ssl.SSLContext:
     context.num_tickets = 0  # a resumed session skips the client's certificate
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags = ssl.VERIFY_X509_STRICT  # not PARTIAL_CHAIN: reach a self-signed one
+    # Some Pythons (3.11.2 of Debian 12) set this, and a stream cut short would look like a clean end.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     for name in ("key.pem", "fullchain.pem", "ca.pem"):
         (keys / name).open().close()  # OpenSSL's error would not name the file
+    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(keys / "fullchain.pem"):
+        raise ValueError(f"{keys}: ML-DSA takes OpenSSL 3.5, this Python's ssl has {ssl.OPENSSL_VERSION}")
     try:
         password = os.environ.get("SROS_PASSPHRASE", ask_passphrase)  # for an encrypted key only
         context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", password)
@@ -96,7 +116,9 @@ def converse(connection: ssl.SSLSocket) -> None:
             text = line.decode(errors="backslashreplace").rstrip("\r\n")
             say(f"read: [{text}]", sys.stdout)
             if re.fullmatch(r"[A-Z]+ \S+ HTTP/1\.\d", text):
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
+                )
                 deadline = time.monotonic() + IDLE_TIMEOUT
                 while lines.read1(MAX_LINE):  # headers, until the peer closes
                     if time.monotonic() > deadline:

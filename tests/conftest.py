@@ -18,13 +18,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from needs import needs, packages_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATE = ROOT / "simple_key_generation.py"
 SERVER = ROOT / "simple_https_server.py"
 CLIENT = ROOT / "simple_https_client.py"
 PHRASES = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros"}
-DEADLINE = 20.0  # seconds; what takes longer hangs
+DEADLINE = 60.0  # seconds; what takes longer hangs, even on a busy machine
+LIMIT = 300.0  # seconds for a whole command, which may make RSA keys of 8,192 bits
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -40,6 +42,7 @@ def run(
     stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, away from any terminal."""
+    needs(str(command[0]))
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -47,7 +50,7 @@ def run(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         start_new_session=True,
         check=False,
     )
@@ -86,6 +89,22 @@ def openssl(*arguments: str | Path, stdin: str = "") -> str:
     result = run("openssl", *arguments, stdin=stdin)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def pytest_configure() -> None:
+    """Have SIGINT end what the tests start, though a shell's background ignores it: children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what would run the tests that were skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    packages = packages_of([report.longrepr[2] for report in skipped])
+    if packages:
+        terminalreporter.ensure_newline()
+        terminalreporter.write_line(
+            f"Tests were skipped for want of programs. To run them: apt-get install {' '.join(packages)}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from folders import edit
+from needs import needs
 
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"
@@ -153,18 +154,58 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def make_keys(folder: Path, root: str, master: str, server: str, client: str) -> None:
+    """Make the shipped configuration's keys, of these types."""
+    types = {"root": root, "master": master, "server": server, "client": client}
+
+    def change(keys: dict[str, Any]) -> None:
+        entries = {"root": keys["root"], "master": keys["master"], **keys["nodes"]}
+        for name, entry in entries.items():
+            entry["key"] = types[name]
+            if types[name].startswith(("ed", "ml-dsa")):
+                entry["digest"] = None
+
+    edit(folder, change)
+    result = generate(folder)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("key", ["ec:secp384r1", "ec:secp521r1", "rsa:2048", "rsa:3072", "ed25519", "ed448"])
 def test_each_type_of_key_makes_an_exchange(tmp_path: Path, serve: Serve, key: str) -> None:
-    def change(keys: dict[str, Any]) -> None:
-        for entry in (keys["root"], keys["master"], *keys["nodes"].values()):
-            entry["key"] = key
-            entry["digest"] = None if key.startswith("ed") else entry["digest"]
-
-    edit(tmp_path, change)
-    assert generate(tmp_path).returncode == 0
+    make_keys(tmp_path, key, key, key, key)
     server = serve("-k", str(tmp_path / "keys/server"))
     result = client(server.port, tmp_path / "keys/client")
     assert (result.returncode, result.stdout, result.stderr) == (0, "connected\nread: [hello]\n", "")
+
+
+EC = "ec:prime256v1"
+ML_DSA = {  # the types of the keys of root, master, server and client
+    "44": ("ml-dsa-44", "ml-dsa-44", "ml-dsa-44", "ml-dsa-44"),
+    "65": ("ml-dsa-65", "ml-dsa-65", "ml-dsa-65", "ml-dsa-65"),
+    "87": ("ml-dsa-87", "ml-dsa-87", "ml-dsa-87", "ml-dsa-87"),
+    "CAs": ("ml-dsa-87", "ml-dsa-65", EC, EC),
+    "nodes": (EC, EC, "ml-dsa-44", "ml-dsa-65"),
+    "root": ("ml-dsa-87", EC, EC, EC),
+}
+
+
+@pytest.mark.parametrize("types", ML_DSA.values(), ids=ML_DSA.keys())
+def test_ml_dsa_makes_an_exchange_or_a_line_says_that_openssl_is_too_old(
+    tmp_path: Path, types: tuple[str, str, str, str]
+) -> None:
+    make_keys(tmp_path, *types)
+    if ssl.OPENSSL_VERSION_INFO >= (3, 5):
+        server = Server("-k", "keys/server", cwd=tmp_path)
+        result = client(server.port, tmp_path / "keys/client")
+        assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
+        assert server.printed(SERVED)
+        assert server.stop() == 0
+    else:
+        reason = f"ML-DSA takes OpenSSL 3.5, this Python's ssl has {re.escape(ssl.OPENSSL_VERSION)}$"
+        for script, node in ((SERVER, "server"), (CLIENT, "client")):
+            keys = tmp_path / "keys" / node
+            for env in (PHRASES, {}):  # before it asks for a pass phrase
+                failed(run(*command(script, keys), "--port", "0", env=env), script, reason)
 
 
 class Program:
@@ -172,6 +213,7 @@ class Program:
 
     def __init__(self, log: Path, *command: str | Path, env: Mapping[str, str] | None = PHRASES):
         self.log = log
+        needs(*map(str, command))
         with log.open("w") as out:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
@@ -828,10 +870,10 @@ def test_curl_is_a_client(made: Path, serve: Serve, name: str) -> None:
     result = curl(server.port, keys, *pair, "--connect-to", f"::{name}:", "--include")
     assert (result.returncode, result.stderr) == (0, "")
     head, _, body = result.stdout.partition("\n\n")
-    assert body == "hello"
+    assert body == "hello\n"
     lines = head.splitlines()
     assert lines[0].startswith("HTTP/1.1 200")
-    assert {"content-length: 5", "connection: close"} <= {line.lower() for line in lines}
+    assert {"content-length: 6", "connection: close"} <= {line.lower() for line in lines}
     assert server.printed("accepted\nread: [GET / HTTP/1.1]\nclosed\n")
     assert errors(server.err.read_text(), SERVER) == []
 
@@ -842,7 +884,7 @@ def test_curl_uploads_without_harm_to_the_answer(made: Path, serve: Serve, tmp_p
     (tmp_path / "body").write_bytes(b"hola\n" * 20000)
     pair: list[str | Path] = ["--cert", keys / "fullchain.pem", "--key", keys / "key.pem"]
     result = curl(server.port, keys, *pair, "--data-binary", f"@{tmp_path / 'body'}", "-H", "Expect:")
-    assert (result.stdout, result.returncode) == ("hello", 0), result.stderr
+    assert (result.stdout, result.returncode) == ("hello\n", 0), result.stderr
     assert server.printed("accepted\nread: [POST / HTTP/1.1]\nclosed\n")
 
 
@@ -851,7 +893,7 @@ def test_http_that_is_cut_short_is_never_closed(made: Path, serve: Serve) -> Non
     with connect(server.port, made / "keys/client") as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
-        while not answer.endswith(b"hello"):
+        while not answer.endswith(b"hello\n"):
             answer += connection.recv(65536)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     server.wait_for(lambda: "error: " in server.err.read_text() or "closed" in server.out.read_text())

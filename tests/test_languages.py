@@ -13,6 +13,7 @@ import programs
 import pytest
 import yaml
 from conftest import DEADLINE, Server, client, configure, generate
+from needs import needs_package
 from programs import Program, free_port, paste, recipe, running
 
 pytestmark = pytest.mark.slow
@@ -86,6 +87,8 @@ def revoked(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare(program: Program, folder: Path, tmp_path: Path, port: int) -> Path:
     """Copy a folder of keys, and put the files of a program's part of the README into it."""
+    if program == WOLFSSL:
+        needs_package("libwolfssl-dev")
     place = tmp_path / program.name / folder.name
     shutil.copytree(folder, place, symlinks=True)
     part = programs.SECTION.split(f"\n### {program.name}\n", 1)[1].split("\n### ", 1)[0]

@@ -49,6 +49,7 @@ from folders import (
     refused,
     tree,
 )
+from needs import needs, needs_root, skip
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -458,7 +459,7 @@ def strace(held: Held, *options: str) -> tuple[Result, list[Call]]:
         line = process.stderr.readline()
         if " attached" not in line:
             held.kill()
-            pytest.skip(f"strace can't attach to a process here: {line}")
+            skip(f"strace can't attach to a process here: {line}")
         result = held.go().end()
         process.wait(DEADLINE)
     counts: Counter[str] = Counter()
@@ -491,8 +492,7 @@ Trace = Callable[[str], list[Call]]
 @pytest.fixture
 def trace(hold: Hold, prepared: Prepare, place: Path) -> Trace:
     """Find the calls of a case that write to the folder, and the last one, that has all on disk."""
-    if not shutil.which("strace"):
-        pytest.skip("strace is not installed")
+    needs("strace")
 
     def find(name: str) -> list[Call]:
         folder = place / "traced"
@@ -583,8 +583,10 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
         result, _ = inject(hold(folder, *case.arguments), call, f"error={error}")
         line, *others = map(visible, complaints(result, "error", 1))
         path = visible(call.paths[0])
-        # What shutil.rmtree fails to clear it names without its folder.
-        cleared = {os.path.basename(path)} if call.kind in ("unlinkat", "rmdir") else set()
+        # What shutil.rmtree fails to clear it names without its folder, or it names the folder.
+        cleared = set()
+        if call.kind in ("unlinkat", "rmdir"):
+            cleared = {os.path.basename(path), os.path.dirname(path)}
         assert line in [f"{where}: {reason}" for where in {path} | cleared]
         assert all("left alone" in other for other in others), others
         require_next(hold, folder, case, before)
@@ -597,9 +599,10 @@ def disk(keys: Path, name: str, prepared: Prepare) -> Iterator[Callable[[str], N
     """Have the folder of a case on a disk of its own; yield what changes that disk."""
 
     def mount(*options: str | Path) -> None:
+        needs_root()
         result = run("mount", *options, keys)
         if result.returncode:
-            pytest.skip(f"no disk can be mounted here; strace's errors remain: {result.stderr}")
+            skip(f"no disk can be mounted here; strace's errors remain: {result.stderr}")
 
     keys.mkdir(exist_ok=True)
     mount("-t", "tmpfs", "-o", "size=16m,mode=700", "tmpfs")

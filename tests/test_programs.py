@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import DEADLINE, PHRASES, Server, client, generate
+from needs import needs_package
 from programs import README, Program, check_row, free_port, paste, poll, recipe, running
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ PROGRAMS = (
     Program("Wget", "GnuTLS", "wget --version", True, False, False),
     Program("GnuTLS", "GnuTLS", "gnutls-cli --version", True, True, True),
     Program("NSS", "NSS", "dpkg-query --show libnss3-tools", True, True, True),
-    Program("nginx", "OpenSSL", "nginx -v", False, True, True),
+    Program("nginx", "OpenSSL", "/usr/sbin/nginx -v", False, True, True),
     Program("Caddy", "Go's crypto/tls", "caddy version", True, True, False),
     Program("Chromium", "BoringSSL and NSS", "chromium --version", True, False, False),
 )
@@ -56,11 +57,11 @@ SERVERS = {
     "OpenSSL": Serving(("s_server",), "aloh", "certificate verify failed"),
     "GnuTLS": Serving(("gnutls-serv",), "hola", "Error in the certificate"),
     "NSS": Serving(("certutil", "selfserv"), "GET / HTTP/1.1", "issuer is not recognized"),
-    "nginx": Serving(("nginx -p",), "hello", "certificate verify error", {"stream.conf": "load_module"}),
+    "nginx": Serving(("nginx -e",), "hello", "certificate verify error", {"stream.conf": "load_module"}),
     "Caddy": Serving(
         ("Caddyfile.server",),
         r"HTTP/1.1 400 Bad Request\r",
-        "failed to verify client certificate",
+        "x509: certificate signed by unknown authority",
         {"Caddyfile.server": "client_auth"},
     ),
 }
@@ -144,6 +145,8 @@ def call(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
 def serving(name: str, place: Path, old: str = "", new: str = "") -> Iterator[tuple[int, Path]]:
     """Run a program as a server with a folder's keys, perhaps a changed recipe; yield port and log."""
     program, port = SERVERS[name], free_port()
+    if name == "nginx":
+        needs_package("libnginx-mod-stream")
     text = "".join(recipe(name, marker, "sh") for marker in program.recipes)
     files = {file: recipe(name, marker, f"{name.lower()}\\w*") for file, marker in program.files.items()}
     assert old in "".join((text, *files.values()))

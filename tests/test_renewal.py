@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +16,6 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import (
     CLIENT,
-    DEADLINE,
     GENERATE,
     SERVER,
     Server,
@@ -27,7 +23,6 @@ from conftest import (
     client,
     configure,
     connect,
-    environment,
     generate,
     openssl,
     run,
@@ -55,6 +50,7 @@ from folders import (
     tree,
     warned,
 )
+from programs import free_port, running
 
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"
@@ -159,20 +155,20 @@ def judge(node: Path, peer: Path | None = None) -> Result:
 
 def exchange(serve: Serve, server: Path, peer: Path) -> None:
     """Require a successful exchange of two folders."""
-    running = serve("-k", str(server))
-    result = client(running.port, peer)
+    started = serve("-k", str(server))
+    result = client(started.port, peer)
     assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
-    assert running.printed(SERVED)
+    assert started.printed(SERVED)
 
 
 def refuse(serve: Serve, server: Path, peer: Path, by: str, reason: str, alert: str) -> None:
     """Require that one side refuses the other for a reason, which gets an alert."""
-    running = serve("-k", str(server))
-    result = client(running.port, peer)
+    started = serve("-k", str(server))
+    result = client(started.port, peer)
     assert (result.returncode, result.stdout) == (1, "")
-    assert running.complained("error: ") and running.out.read_text() == ""
+    assert started.complained("error: ") and started.out.read_text() == ""
     (mine,) = result.stderr.splitlines()
-    (theirs,) = [line for line in running.err.read_text().splitlines() if "error: " in line]
+    (theirs,) = [line for line in started.err.read_text().splitlines() if "error: " in line]
     verifier, other = (theirs, mine) if by == "server" else (mine, theirs)
     assert mine.startswith(f"{CLIENT.name}: error: ") and theirs.startswith(f"{SERVER.name}: error: ")
     assert reason in verifier and "alert" not in verifier
@@ -713,6 +709,11 @@ pid nginx.pid;
 error_log stderr;
 http {{
     access_log off;
+    client_body_temp_path temp-body;
+    proxy_temp_path       temp-proxy;
+    fastcgi_temp_path     temp-fastcgi;
+    uwsgi_temp_path       temp-uwsgi;
+    scgi_temp_path        temp-scgi;
     server {{
         listen                 127.0.0.1:{port} ssl;
         ssl_protocols          TLSv1.3;
@@ -732,23 +733,12 @@ http {{
 @contextmanager
 def nginx(keys: Path, folder: Path) -> Iterator[int]:
     """Run nginx with a folder of keys; yield its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = int(listener.getsockname()[1])
+    port = free_port()
     (folder / "nginx.conf").write_text(NGINX.format(port=port, keys=keys))
     (folder / "passphrase").write_text("sros\n")
-    command = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-g", "daemon off;"]
-    process = subprocess.Popen(
-        command,
-        env=environment({"PATH": f"{os.environ['PATH']}:/usr/sbin"}),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
+    command = "exec /usr/sbin/nginx -e stderr -p . -c nginx.conf -g 'daemon off;'"
+    with running(folder, command, port):
         yield port
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(DEADLINE)
 
 
 def test_nginx_refuses_a_revoked_client_and_no_other(client_revoked: Change, tmp_path: Path) -> None:
@@ -758,8 +748,7 @@ def test_nginx_refuses_a_revoked_client_and_no_other(client_revoked: Change, tmp
         folder = keys / node
         pair = ("--cert", folder / "fullchain.pem", "--key", folder / "key.pem", "--config", "-")
         trust = ("--cacert", folder / "ca.pem", "--crlfile", folder / "crl.pem")
-        retry = ("--retry-connrefused", "--retry", "20", "--retry-max-time", f"{DEADLINE:.0f}")
-        command = ("curl", "--silent", "--write-out", "%{http_code}", *retry, *trust, *pair)
+        command = ("curl", "--silent", "--write-out", "%{http_code}", *trust, *pair)
         return run(*command, f"https://localhost:{port}/", stdin='pass = "sros"\n').stdout
 
     with nginx(keys / "server", tmp_path) as port:

@@ -24,13 +24,14 @@ from pathlib import Path
 import pytest
 from conftest import PHRASES, ROOT, configure, generate, openssl, run
 from cryptography import x509
+from needs import needs
 from programs import Program, check_row, free_port, paste, poll, recipe, running
 
 pytestmark = pytest.mark.slow
 
 DDS = Program("Cyclone DDS", "OpenSSL", "dpkg-query -W cyclonedds-tools", True, True, True)
 GRPC = Program("gRPC", "BoringSSL", "python -c 'import grpc; print(grpc.__version__)'", True, True, True)
-MQTT = Program("mosquitto", "OpenSSL", "mosquitto -h | head -n 1", True, True, False)
+MQTT = Program("mosquitto", "OpenSSL", "/usr/sbin/mosquitto -h | head -n 1", True, True, False)
 SQL = Program("PostgreSQL", "OpenSSL", "psql --version", True, True, True)
 
 
@@ -828,6 +829,7 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
 @contextmanager
 def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
     """The README's server in a cluster of its own: its copy of the keys, what it prints, its process."""
+    needs("psql")
     installed = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     with handed_over(keys / "keys/server", "server", "postgres") as (folder, prefix):
         cluster = folder / "cluster"

@@ -1,0 +1,93 @@
+"""What the tests need of a machine besides Python: programs of Debian's packages, and root's rights.
+
+A test that lacks one is skipped, and the last lines of a run say which packages would run it. With
+NO_SKIPS=1 in the environment it fails instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from typing import NoReturn
+
+import pytest
+
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # an ordinary user's path has no /usr/sbin on Debian
+PACKAGES = {  # by program
+    "caddy": "caddy",
+    "certutil": "libnss3-tools",
+    "cfssl": "golang-cfssl",
+    "cfssljson": "golang-cfssl",
+    "chromium": "chromium",
+    "curl": "curl",
+    "ddsperf": "cyclonedds-tools",
+    "faketime": "faketime",
+    "gcc": "gcc",
+    "gnutls-cli": "gnutls-bin",
+    "gnutls-serv": "gnutls-bin",
+    "certtool": "gnutls-bin",
+    "java": "default-jdk-headless",
+    "mosquitto": "mosquitto",
+    "mosquitto_pub": "mosquitto-clients",
+    "mosquitto_sub": "mosquitto-clients",
+    "nginx": "nginx-light",
+    "node": "nodejs",
+    "openssl": "openssl",
+    "psql": "postgresql",
+    "selfserv": "libnss3-tools",
+    "strace": "strace",
+    "tstclnt": "libnss3-tools",
+    "wget": "wget",
+}
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip the test that runs; fail it where nothing may be left out."""
+    if os.environ.get("NO_SKIPS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def needs(*programs: str) -> None:
+    """Skip the test that runs unless these programs are here. Others than those above always are."""
+    missing = [name for name in programs if name in PACKAGES and not shutil.which(name, path=PATH)]
+    if missing:
+        packages = sorted({PACKAGES[name] for name in missing})
+        skip(f"without {', '.join(missing)}: apt-get install {' '.join(packages)}")
+
+
+def needs_those_of(text: str) -> None:
+    """Skip the test that runs unless the programs that a shell block calls are here."""
+    words = {word.removeprefix("/usr/sbin/") for word in re.findall(r"[\w/.-]+", text)}
+    needs(*sorted(words & PACKAGES.keys()))
+
+
+def needs_package(name: str) -> None:
+    """Skip the test that runs unless a package of Debian's is installed, which has no program."""
+    if not shutil.which("dpkg-query") or name not in installed_packages():
+        skip(f"without {name}: apt-get install {name}")
+
+
+@functools.cache
+def installed_packages() -> set[str]:
+    """Return the names of the packages that dpkg has installed."""
+    command = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {line.split()[1] for line in listed.splitlines() if line.startswith("installed ")}
+
+
+def needs_root() -> None:
+    """Skip the test that runs unless it runs as root: with NO_SKIPS=1, too."""
+    if os.geteuid() != 0:
+        pytest.skip("takes root")
+
+
+def packages_of(reasons: list[str]) -> list[str]:
+    """Return the packages that reasons to skip a test name."""
+    found: set[str] = set()
+    for reason in reasons:
+        found.update(reason.partition("apt-get install ")[2].split())
+    return sorted(found)
