@@ -1046,10 +1046,10 @@ WRONG_TYPES = [
     (f"{ROOT}/key", "[ed25519]"),
     (f"{ROOT}/key", "{rsa: 2048}"),
     (f"{ROOT}/key", "2048"),
-    (f"{ROOT}/subject/commonName", "[root]"),
+    (f"{ROOT}/subject/commonName", "{root: 1}"),
     (f"{ROOT}/validity", "1y"),
     (f"{ROOT}/validity/notAfter", "10"),
-    (f"{ROOT}/extensions/keyUsage", "[keyCertSign, cRLSign]"),
+    (f"{ROOT}/extensions/keyUsage", "{keyCertSign: 1}"),
     (f"{NODE}/issuer", "[master]"),
 ]
 
@@ -1210,7 +1210,6 @@ FORM = "form|offset"
         *table(
             NODE,
             ("validity/notAfter", "-1h", "1h", PAST),
-            ("validity/notAfter", "2001-01-01", "2040-01-01", PAST),
             ("validity/notAfter", "soon", "+1w", FORM),
             ("validity/notAfter", "1m", "1w", FORM),
             ("validity/notAfter", "2040-02-30", "2040-02-29", "day"),
@@ -1328,7 +1327,7 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         (SAN, "DNS:localhost,", "DNS:localhost, DNS:node", "form"),
         (SAN, "DNS:robot..example", "DNS:robot.example", "DNS"),
         (SAN, f"DNS:{L63}a.example", f"DNS:{L63}.example", "DNS"),
-        (SAN, "DNS:a.*.example", "DNS:*.example", "DNS"),
+        (SAN, "DNS:a.*.example", "DNS:*.robots.example", "DNS"),
         (SAN, "DNS:192.0.2.1", "IP:192.0.2.1", "DNS"),
         (SAN, "DNS:bücher.example", "DNS:xn--bcher-kva.example", "ASCII|xn--"),
         (SAN, "IP:192.0.2.256", "IP:192.0.2.255", "address|octet|255"),
