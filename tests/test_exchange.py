@@ -828,10 +828,10 @@ def test_curl_is_a_client(made: Path, serve: Serve, name: str) -> None:
     result = curl(server.port, keys, *pair, "--connect-to", f"::{name}:", "--include")
     assert (result.returncode, result.stderr) == (0, "")
     head, _, body = result.stdout.partition("\n\n")
-    assert body == "hello"
+    assert body == "hello\n"
     lines = head.splitlines()
     assert lines[0].startswith("HTTP/1.1 200")
-    assert {"content-length: 5", "connection: close"} <= {line.lower() for line in lines}
+    assert {"content-length: 6", "connection: close"} <= {line.lower() for line in lines}
     assert server.printed("accepted\nread: [GET / HTTP/1.1]\nclosed\n")
     assert errors(server.err.read_text(), SERVER) == []
 
@@ -842,7 +842,7 @@ def test_curl_uploads_without_harm_to_the_answer(made: Path, serve: Serve, tmp_p
     (tmp_path / "body").write_bytes(b"hola\n" * 20000)
     pair: list[str | Path] = ["--cert", keys / "fullchain.pem", "--key", keys / "key.pem"]
     result = curl(server.port, keys, *pair, "--data-binary", f"@{tmp_path / 'body'}", "-H", "Expect:")
-    assert (result.stdout, result.returncode) == ("hello", 0), result.stderr
+    assert (result.stdout, result.returncode) == ("hello\n", 0), result.stderr
     assert server.printed("accepted\nread: [POST / HTTP/1.1]\nclosed\n")
 
 
@@ -851,7 +851,7 @@ def test_http_that_is_cut_short_is_never_closed(made: Path, serve: Serve) -> Non
     with connect(server.port, made / "keys/client") as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
-        while not answer.endswith(b"hello"):
+        while not answer.endswith(b"hello\n"):
             answer += connection.recv(65536)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     server.wait_for(lambda: "error: " in server.err.read_text() or "closed" in server.out.read_text())

@@ -185,14 +185,14 @@ def printable(text: bytes) -> list[str]:
     return lines
 
 
-TUNED = """import resource, sys, threading
+TUNED = """import os, resource, sys, threading
 sys.dont_write_bytecode = True
 sys.path.insert(0, {folder!r})
 import {name} as script
 known = set(vars(script))
 {settings}
 assert set(vars(script)) == known  # a constant that the script no longer has changes nothing
-sys.exit(script.main())
+os._exit(script.main())  # as the scripts do
 """
 
 
@@ -481,7 +481,7 @@ def test_an_attack_stops_no_good_client_and_leaves_nothing_behind(
 def test_those_who_never_finish_their_handshake_are_ended_and_those_who_did_are_not(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
-    server = tune("script.TIMEOUT = 1")
+    server = tune("script.TIMEOUT = 1", "script.CREW = 1")
     with tls(server.port, good) as held:
         assert ask(held, b"hola") == b"hello"
         before = footprint(server)
@@ -518,7 +518,7 @@ def test_a_request_of_http_without_an_end_is_ended(tune: Tune, good: ssl.SSLCont
     before = footprint(server)
     with tls(server.port, good) as connection, tls(server.port, good) as held:
         connection.sendall(b"GET / HTTP/1.1\r\n")
-        assert connection.recv(MAX_LINE).endswith(b"hello")
+        assert connection.recv(MAX_LINE).endswith(b"hello\n")
         connection.setblocking(False)
 
         def drip() -> bool:
@@ -536,7 +536,7 @@ def test_past_the_limit_newcomers_wait_and_those_being_served_are_not_harmed(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
     limit = 12
-    server = tune(f"script.MAX_CONNECTIONS = {limit}", "script.PAUSE = 0.1")
+    server = tune(f"script.MAX_CONNECTIONS = {limit}", "script.PAUSE = 0.1", "script.CREW = 1")
     first = footprint(server).threads
     with ThreadPoolExecutor(20) as pool:
         with contextlib.ExitStack() as stack:
@@ -1286,12 +1286,12 @@ def test_a_hostile_request_line_of_http_is_answered_and_quoted(
     with tls(mirror.port, good) as connection:
         connection.sendall(b"GET /" + path + b" HTTP/1.1\r\nX: \x1b[2J\r\n\r\n")
         answer = b""
-        while not answer.endswith(b"hello"):
+        while not answer.endswith(b"hello\n"):
             data = connection.recv(MAX_LINE)
             assert data
             answer += data
         connection.unwrap().close()
-    assert answer == b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+    assert answer == b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
     (line,) = transcript(mirror, start)
     assert quoted(line).startswith("GET /") and quoted(line).endswith(" HTTP/1.1")
 
