@@ -15,7 +15,7 @@ The words used throughout:
 
     folder          the PEM files of one side, made by simple_key_generation.py
     chain           a certificate, its issuer's certificate, and so on (fullchain.pem)
-    anchor          a self-signed certificate that we trust (ca.pem); each chain must end in one
+    anchor          a self-signed certificate that we trust (ca.pem); a chain must end in one
     list            a CA's list of the certificates that it has revoked (crl.pem)
     alert           TLS's message to a peer that is refused; it says why
     close_notify    TLS's message at the end of a stream; without it, the stream was cut short
@@ -85,7 +85,7 @@ class PassPhrase:
 
 def main() -> int:
     """Serve until a signal ends it. Return the exit status."""
-    options = read_arguments()
+    options = parse_arguments()
     pass_phrase = PassPhrase()
     try:
         context = make_context(options.keys, pass_phrase)
@@ -119,7 +119,7 @@ def main() -> int:
     return 130
 
 
-def read_arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line. Exit with status 2 if one is wrong."""
     parser = argparse.ArgumentParser(
         description="Answer lines over mutual TLS: `hola` and HTTP requests with `hello`, "

@@ -30,7 +30,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 # The recipes for other programs have tests of their own.
-PARTS = [text for title, text in SECTIONS.items() if title not in (*STORIES, TITLE, "ROS 2")]
+PARTS = [text for title, text in SECTIONS.items() if title not in (*STORIES, TITLE)]
 BLOCKS = [block for text in PARTS for block in blocks(text)]
 # What each shell block is known by; those of the tests themselves run in .ci/run.
 COMMANDS = (

@@ -1,6 +1,7 @@
 """What robots talk by, with a node's folder: DDS (ROS 2), MQTT, gRPC, and a database to log into.
 
-Each test pastes the README's blocks, and shows an exchange beside its refusal.
+Each test pastes the blocks of the README or of a recipe's page, and shows an exchange beside its
+refusal.
 """
 
 from __future__ import annotations
@@ -13,27 +14,24 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import programs
 import pytest
-from conftest import ROOT, configure, generate
+from conftest import PHRASES, ROOT, configure, generate, openssl, run
+from cryptography import x509
 from programs import Program, check_row, free_port, paste, poll, recipe, running
 
 pytestmark = pytest.mark.slow
 
-DDS = Program("Cyclone DDS", "OpenSSL", "dpkg-query -W libddsc0debian", True, True, True)
+DDS = Program("Cyclone DDS", "OpenSSL", "dpkg-query -W cyclonedds-tools", True, True, True)
 GRPC = Program("gRPC", "BoringSSL", "python -c 'import grpc; print(grpc.__version__)'", True, True, True)
 MQTT = Program("mosquitto", "OpenSSL", "mosquitto -h | head -n 1", True, True, False)
 SQL = Program("PostgreSQL", "OpenSSL", "psql --version", True, True, True)
-MARKERS = {
-    "governance": "<allow_unauthenticated_participants>false<",
-    "permissions": "<grant ",
-    "cyclonedds": "<CycloneDDS>",
-}
-ROS_2 = dict(part.split("\n", 1) for part in programs.README.split("\n## ")[1:])["ROS 2"]
 
 
 @pytest.mark.parametrize(
@@ -91,45 +89,124 @@ def replace_list(source: Path, target: Path, log: Path, pid: int, says: str) -> 
 
 # --- DDS ----------------------------------------------------------------------------------------------------
 
+DDS_PAGE = (ROOT / "tests/recipes/ros2-dds.md").read_text()
+DDS_FILES = ROOT / "tests/recipes/ros2-dds"
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+DDS_BLOCKS = [(kind, textwrap.dedent(text)) for _, kind, text in BLOCK.findall(DDS_PAGE)]
+# What each shell block of the page is known by, in the page's order.
+MAKE_KEYS = "cp tests/recipes"
+MAKE_ENCLAVES = "bash enclaves.sh"
+SETTINGS = "CYCLONEDDS_URI"
+TALK = "ENCLAVE=enclaves/talker"
+LISTEN = "ENCLAVE=enclaves/listener"
+RENEW = "--renew\n"
+CHANGE_OVER = "--renew dds"
+DDS_COMMANDS = (MAKE_KEYS, MAKE_ENCLAVES, SETTINGS, TALK, LISTEN, RENEW, CHANGE_OVER)
+# The page's table of who is refused: the participant, who reports it, and what that one prints.
+REFUSALS = re.findall(
+    r"^\| (.+) \| ((?:either|the other) side|the participant) \| `(.*)` \|$",
+    DDS_PAGE,
+    re.MULTILINE,
+)
+# A library that accepts its own documents, whoever signed them (0x20 is PKCS7_NOVERIFY). With it a
+# participant gets past its own checks, as an intruder would, and is judged by the other side alone.
+TRUSTING = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+
+typedef int verifier(void *, void *, void *, void *, void *, int);
+
+int PKCS7_verify(void *document, void *others, void *anchors, void *in, void *out, int flags) {
+    verifier *verify = (verifier *) dlsym(RTLD_NEXT, "PKCS7_verify");
+    return verify(document, others, anchors, in, out, flags | 0x20);
+}
+"""
+
+
+Change = Callable[[str], str]
+
 
 def dds_block(kind: str, marker: str) -> str:
-    """The README's block of ROS 2 that a marker stands in."""
-    found = re.findall(rf"^```{kind}\n(.*?)^```$", ROS_2, re.DOTALL | re.MULTILINE)
-    return next(str(text) for text in found if marker in text)
+    """The page's first block of a kind that a marker stands in."""
+    return next(text for found, text in DDS_BLOCKS if found == kind and marker in text)
 
 
-def make_enclaves(folder: Path, change: Callable[[str], str] = str) -> Path:
-    """Make the README's files in a folder, its hierarchy changed if need be, and enclaves of them."""
+def dds_file(name: str) -> str:
+    """One of the files that the page shows."""
+    return (DDS_FILES / name).read_text()
+
+
+def without_measures(two_cas: bool, purposes: bool) -> dict[str, Change]:
+    """How to change the page's files so that they take one of its measures, or neither.
+
+    The measures are the second CA and the nodes' extendedKeyUsage. Without both, the files are those
+    of release 1.0.
+    """
+
+    def hierarchy(text: str) -> str:
+        if not two_cas:
+            text = re.sub(r"^  permissions:.*?\n\n", "", text, flags=re.DOTALL | re.MULTILINE)
+            text = text.replace("critical, keyCertSign", "critical, digitalSignature, keyCertSign")
+        if not purposes:
+            text = re.sub(r".*extendedKeyUsage.*\n", "", text)
+        return text
+
+    def script(text: str) -> str:
+        return text.replace("keys/permissions", "keys/dds")
+
+    changes: dict[str, Change] = {"dds.yml": hierarchy}
+    if not two_cas:
+        changes["enclaves.sh"] = script
+    return changes
+
+
+def make_enclaves(folder: Path, **changes: Change) -> Path:
+    """Follow the page in a folder as far as the enclaves, with its files changed if need be."""
     prepare(folder)
-    (folder / "dds.yml").write_text(change(dds_block("yaml", "dds:")))
-    for name, marker in MARKERS.items():
-        (folder / f"{name}.xml").write_text(dds_block("xml", marker))
-    run_block(folder, dds_block("sh", "smime"))
+    copied = folder / "tests/recipes/ros2-dds"
+    shutil.copytree(DDS_FILES, copied)
+    for name, change in changes.items():
+        text = (copied / name).read_text()
+        assert change(text) != text
+        (copied / name).write_text(change(text))
+    run_block(folder, dds_block("sh", MAKE_KEYS))
+    run_block(folder, dds_block("sh", MAKE_ENCLAVES))
     return folder
 
 
 @pytest.fixture(scope="module")
 def enclaves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The README's folder after its commands, with two further nodes, one of them revoked."""
-    folder = make_enclaves(
-        tmp_path_factory.mktemp("dds"), lambda text: f"{text}    camera: *node\n    thief: *node\n"
-    )
+    """The page's folder after its commands, with two further nodes, one of them revoked."""
+    more = "    camera: *node\n    thief: *node\n"
+    folder = make_enclaves(tmp_path_factory.mktemp("dds"), **{"dds.yml": lambda text: text + more})
     shutil.copy(folder / "keys/thief/crl.pem", folder / "old.pem")
     assert generate(folder, "-c", "dds.yml", "--revoke", "thief").returncode == 0
-    for role in ("talker", "listener"):
-        shutil.copy(folder / "keys" / role / "crl.pem", folder / "enclaves" / role)
+    run_block(folder, dds_block("sh", MAKE_ENCLAVES))
     return folder
 
 
 @pytest.fixture(scope="module")
 def aliens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same names by another CA."""
+    """The same names by other CAs."""
     return make_enclaves(tmp_path_factory.mktemp("aliens"))
+
+
+@pytest.fixture(scope="module")
+def intruding(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a command starts with to run without checks of its own documents."""
+    folder = tmp_path_factory.mktemp("trusting")
+    source, library = folder / "trusting.c", folder / "trusting.so"
+    source.write_text(TRUSTING)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return f"env LD_PRELOAD={library}"
 
 
 @pytest.fixture
 def domain() -> Iterator[int]:
-    """A domain of the test's own: it keeps the first of the domain's ports, which goes unused on loopback."""
+    """A domain of the test's own.
+
+    The test keeps the first of the domain's ports, which is not used on the loopback device.
+    """
     for number in range(1, 100):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
             try:
@@ -145,14 +222,23 @@ Join = Callable[..., AbstractContextManager[Path]]
 
 @pytest.fixture
 def join(domain: int, enclaves: Path) -> Join:
-    """Have a participant talk or listen, by the README's commands, with an enclave of some folder."""
+    """Have a participant talk or listen, by the page's commands, with an enclave of some folder.
+
+    The prefix is what the command starts with, such as a changed clock. The topic is one of those
+    that ddsperf knows; KS is its default.
+    """
 
     def start(
-        role: str, enclave: Path | None = None, folder: Path = enclaves
+        role: str,
+        enclave: Path | None = None,
+        folder: Path = enclaves,
+        prefix: str = "",
+        topic: str = "KS",
     ) -> AbstractContextManager[Path]:
         command = dds_block("sh", f"ENCLAVE=enclaves/{role}").replace("-i 42", f"-i {domain}")
         command = command.replace(f"enclaves/{role}", str(enclave or folder / "enclaves" / role))
-        return running(folder, dds_block("sh", "CYCLONEDDS_URI") + command, 0, ready=lambda: True)
+        command = command.replace("ddsperf", f"{prefix} ddsperf -T {topic}")
+        return running(folder, dds_block("sh", SETTINGS) + command, 0, ready=lambda: True)
 
     return start
 
@@ -167,64 +253,183 @@ def printed(*logs: Path) -> str:
     return "\n---\n".join(log.read_text() for log in logs)
 
 
-def enclave_of(intruder: str, role: str, enclaves: Path, aliens: Path, folder: Path) -> Path:
-    """Make the enclave of an intruder in some role, from that of the right one."""
-    enclave, signer, name = folder / role, enclaves / "keys/dds", role
-    shutil.copytree((aliens if intruder == "another CA" else enclaves) / "enclaves" / role, enclave)
-    if intruder == "another CA":
-        return enclave
-    permissions = dds_block("xml", MARKERS["permissions"])
-    if intruder == "no topic":
-        permissions = permissions.replace("DDSPerf*", "Other*")
-    elif intruder in ("no grant", "revoked"):
-        name = {"no grant": "camera", "revoked": "thief"}[intruder]
-        for file in ("cert.pem", "key.pem"):
-            shutil.copy(enclaves / "keys" / name / file, enclave)
-        shutil.copy(enclaves / "old.pem", enclave / "crl.pem")
-    elif intruder == "permissions of its own":
-        signer = aliens / "keys/dds"
-        shutil.copy(signer / "cert.pem", enclave / "permissions_ca.cert.pem")
-        shutil.copy(aliens / "enclaves" / role / "governance.p7s", enclave)
-    granted = role if intruder == "no grant" else name
-    (enclave / "permissions.xml").write_text(permissions.replace("NODE", granted))
-    sign = dds_block("sh", "smime").splitlines()[1].replace("keys/dds", str(signer))
-    run_block(enclave, f"{sign}\nsign <permissions.xml >permissions.p7s")
-    return enclave
+def partner(role: str) -> str:
+    """The other role."""
+    return {"talker": "listener", "listener": "talker"}[role]
+
+
+def matches(log: Path, line: str) -> bool:
+    """Whether a log has a line as the page shows it, where … stands for anything."""
+    return bool(re.search(re.escape(line).replace("…", ".*"), log.read_text()))
+
+
+def hour(hours: int) -> datetime:
+    """The time in some hours, or some hours ago."""
+    return datetime.now(timezone.utc) + timedelta(hours=hours)
+
+
+def grant(node: str, *, begins: datetime | None = None, ends: datetime | None = None) -> str:
+    """The page's grant for a node, good since yesterday and for an hour if nothing else is said."""
+    text = dds_file("permissions.xml").replace("NODE", node)
+    text = text.replace("BEGINS", f"{begins or hour(-24):%Y-%m-%dT%H:%M:%S}")
+    return text.replace("ENDS", f"{ends or hour(1):%Y-%m-%dT%H:%M:%S}")
+
+
+def narrowed(text: str) -> str:
+    """A grant for one topic with data, instead of all, and for what the test program needs beside it."""
+    topics = ("DDSPerfRDataKS", "DDSPerfRPing*", "DDSPerfRPong*", "DDSPerfCPUStats")
+    return text.replace("<topic>DDSPerf*</topic>", "".join(f"<topic>{topic}</topic>" for topic in topics))
+
+
+def sign(document: str, signer: Path) -> str:
+    """Sign a document with the key and the certificate in a folder, as the page does."""
+    arguments = ("smime", "-sign", "-text", "-passin", "env:SROS_PASSPHRASE")
+    files = ("-signer", signer / "cert.pem", "-inkey", signer / "key.pem")
+    result = run("openssl", *arguments, *files, env=PHRASES, stdin=document)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def sign_for_itself(enclave: Path, node: str) -> None:
+    """Have a node sign a grant for itself, for all topics, with its own key."""
+    (enclave / "permissions.p7s").write_text(sign(grant(node), enclave))
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What the enclave of a participant that is refused is made from."""
+
+    enclaves: Path
+    aliens: Path
+    intruding: str  # what its command starts with, if it is to get past its own checks
+
+
+def alien(fleet: Fleet, enclave: Path, role: str) -> str:
+    shutil.copytree(fleet.aliens / "enclaves" / role, enclave, dirs_exist_ok=True)
+    return ""
+
+
+def revoked(fleet: Fleet, enclave: Path, role: str) -> str:
+    take_name(fleet, enclave, "thief")
+    write_grant(enclave, grant("thief"), fleet.enclaves / "keys/permissions")
+    return ""
+
+
+def granted_by_another_ca(fleet: Fleet, enclave: Path, role: str) -> str:
+    signer = fleet.aliens / "keys/permissions"
+    write_grant(enclave, grant(role), signer)
+    shutil.copy(signer / "cert.pem", enclave / "permissions_ca.cert.pem")
+    shutil.copy(fleet.aliens / "enclaves" / role / "governance.p7s", enclave)
+    return ""
+
+
+def granted_by_itself(fleet: Fleet, enclave: Path, role: str) -> str:
+    sign_for_itself(enclave, role)
+    return fleet.intruding
+
+
+def ended(fleet: Fleet, enclave: Path, role: str) -> str:
+    write_grant(enclave, grant(role, ends=hour(-1)), fleet.enclaves / "keys/permissions")
+    return "faketime -f -2h"
+
+
+def not_granted(fleet: Fleet, enclave: Path, role: str) -> str:
+    take_name(fleet, enclave, "camera")
+    return ""
+
+
+def granted_other_topics(fleet: Fleet, enclave: Path, role: str) -> str:
+    other = grant(role).replace("DDSPerf*", "Nothing*")
+    write_grant(enclave, other, fleet.enclaves / "keys/permissions")
+    return ""
+
+
+def take_name(fleet: Fleet, enclave: Path, node: str) -> None:
+    """Give an enclave the certificate and the key of some node, and a list without revocations."""
+    for file in ("cert.pem", "key.pem"):
+        shutil.copy(fleet.enclaves / "keys" / node / file, enclave)
+    shutil.copy(fleet.enclaves / "old.pem", enclave / "crl.pem")
+
+
+def write_grant(enclave: Path, text: str, signer: Path) -> None:
+    """Sign a grant with the key in a folder, and put it into an enclave."""
+    (enclave / "permissions.p7s").write_text(sign(text, signer))
+
+
+# How to make each participant of the page's table from an enclave that is in order. Each function
+# returns what the participant's command starts with.
+INTRUDERS: dict[str, Callable[[Fleet, Path, str], str]] = {
+    "of another CA": alien,
+    "revoked": revoked,
+    "with a grant signed by another CA": granted_by_another_ca,
+    "with a grant signed by itself": granted_by_itself,
+    "with a grant that has ended": ended,
+    "without a grant for its name": not_granted,
+    "with a grant for other topics": granted_other_topics,
+}
+UNSECURED = "without security"
 
 
 @pytest.mark.cyclonedds
-def test_the_hierarchy_for_dds_is_that_of_the_readme() -> None:
-    assert (ROOT / "tests/dds.yml").read_text() == dds_block("yaml", "dds:")
+def test_each_block_of_the_page_is_one_of_its_files_or_is_run_here() -> None:
+    commands = [text for kind, text in DDS_BLOCKS if kind == "sh"]
+    for text, marker in zip(commands, DDS_COMMANDS, strict=True):
+        assert marker in text and text == dds_block("sh", marker)
+    shown = [text for kind, text in DDS_BLOCKS if kind not in ("sh", "text")]
+    assert sorted(shown) == sorted(path.read_text() for path in DDS_FILES.iterdir())
+    assert len([kind for kind, _ in DDS_BLOCKS if kind == "text"]) == 2
+    assert [name for name, _, _ in REFUSALS] == [*INTRUDERS, UNSECURED]
+
+
+@pytest.mark.cyclonedds
+def test_the_keys_are_made_as_the_page_shows(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    shutil.copytree(DDS_FILES, tmp_path / "tests/recipes/ros2-dds")
+    made = run_block(tmp_path, dds_block("sh", MAKE_KEYS))
+    date = r"\d{4}-\d\d-\d\d"
+    assert re.sub(date, "DATE", made) == re.sub(date, "DATE", dds_block("text", "until"))
+
+
+@pytest.mark.cyclonedds
+def test_the_listener_prints_what_the_page_shows(join: Join) -> None:
+    def plain(text: str) -> str:
+        return re.sub(r"\d+", "N", re.sub(r"participant .*:", "participant HOST:", text))
+
+    with join("listener") as listener, join("talker") as talker:
+        poll(lambda: received(listener), lambda: printed(talker, listener))
+        for line in dds_block("text", "participant").splitlines():
+            assert plain(line) in plain(listener.read_text())
 
 
 @pytest.mark.cyclonedds
 @pytest.mark.parametrize("role", ["talker", "listener"])
-@pytest.mark.parametrize(
-    ("intruder", "line", "says"),
-    [
-        ("another CA", "Certificate not valid: error: unable to get local issuer certificate", "either"),
-        ("revoked", r"Certificate not valid: error: certificate revoked; subject: /CN=\\/thief", "own"),
-        ("permissions of its own", r"Could not get remote participant \S+ permissions", "own"),
-        ("no grant", "Subject name is invalid", "intruder"),
-        ("no topic", "failed: -13", "intruder"),
-        ("no security", r"\] [2-9]\.\d", "either"),  # nobody says anything for two seconds
-    ],
-)
-def test_participants_exchange_data_with_their_own_kind_and_with_nobody_else(
-    join: Join, enclaves: Path, aliens: Path, tmp_path: Path, role: str, intruder: str, line: str, says: str
+@pytest.mark.parametrize(("name", "reporter", "line"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_who_is_refused_gets_and_sends_nothing_and_the_right_participant_does(
+    join: Join,
+    enclaves: Path,
+    aliens: Path,
+    intruding: str,
+    tmp_path: Path,
+    role: str,
+    name: str,
+    reporter: str,
+    line: str,
 ) -> None:
-    if intruder == "no security":
-        settings = dds_block("xml", MARKERS["cyclonedds"])
+    if name == UNSECURED:
+        settings = dds_file("cyclonedds.xml")
         settings = re.sub("<Security>.*</Security>", "", settings, flags=re.DOTALL)
         (tmp_path / "cyclonedds.xml").write_text(settings)
         intrusion = join(role, folder=tmp_path)
     else:
-        intrusion = join(role, enclave_of(intruder, role, enclaves, aliens, tmp_path))
+        enclave = tmp_path / role
+        shutil.copytree(enclaves / "enclaves" / role, enclave)
+        prefix = INTRUDERS[name](Fleet(enclaves, aliens, intruding), enclave, role)
+        intrusion = join(role, enclave, prefix=prefix)
     with ExitStack() as participants:
-        own = participants.enter_context(join("listener" if role == "talker" else "talker"))
+        own = participants.enter_context(join(partner(role)))
         other = participants.enter_context(intrusion)
-        who = {"own": [own], "intruder": [other], "either": [own, other]}[says]
-        poll(lambda: any(re.search(line, log.read_text()) for log in who), lambda: printed(own, other))
+        logs = {"the other side": [own], "the participant": [other]}.get(reporter, [own, other])
+        poll(lambda: any(matches(log, line) for log in logs), lambda: printed(own, other))
         assert not received(own) and not received(other), printed(own, other)
         # The same with the right enclave.
         twin = participants.enter_context(join(role))
@@ -233,19 +438,256 @@ def test_participants_exchange_data_with_their_own_kind_and_with_nobody_else(
 
 
 @pytest.mark.cyclonedds
+@pytest.mark.parametrize("role", ["talker", "listener"])
+def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
+    join: Join, intruding: str, tmp_path: Path, role: str
+) -> None:
+    make_enclaves(tmp_path)
+    node, other = (tmp_path / "enclaves" / name for name in (role, partner(role)))
+    with join(role, node, topic="K32") as log, join(partner(role), other, topic="K32") as their:
+        poll(lambda: received(log) or received(their), lambda: printed(log, their))
+
+    # It does what it may.
+    (tmp_path / f"permissions-{role}.xml").write_text(narrowed(dds_file("permissions.xml")))
+    run_block(tmp_path, dds_block("sh", MAKE_ENCLAVES))
+    with join(role, node) as log, join(partner(role), other) as their:
+        poll(lambda: received(log) or received(their), lambda: printed(log, their))
+
+    # Its own library keeps it from other topics.
+    with join(role, node, topic="K32") as log, join(partner(role), other, topic="K32") as their:
+        poll(lambda: matches(log, "failed: -13"), lambda: printed(log, their))
+        assert not received(log) and not received(their)
+
+    # Without that library it grants itself all topics, and the other side refuses it.
+    sign_for_itself(node, role)
+    greedy = join(role, node, prefix=intruding, topic="K32")
+    with greedy as log, join(partner(role), other, topic="K32") as their:
+        said = "Could not get remote participant … unable to get local issuer certificate"
+        poll(lambda: matches(their, said), lambda: printed(log, their))
+        assert not received(log) and not received(their)
+
+
+@pytest.mark.cyclonedds
+@pytest.mark.parametrize("role", ["talker", "listener"])
+@pytest.mark.parametrize(
+    ("two_cas", "purposes", "said"),
+    [
+        (True, False, "unable to get local issuer certificate"),
+        (False, True, "unsuitable certificate purpose"),
+        (False, False, None),  # release 1.0: Cyclone DDS 0.10 believes the node
+    ],
+)
+def test_each_of_the_two_measures_alone_refuses_a_node_that_grants_itself_permissions(
+    join: Join,
+    intruding: str,
+    tmp_path: Path,
+    role: str,
+    two_cas: bool,
+    purposes: bool,
+    said: str | None,
+) -> None:
+    make_enclaves(tmp_path, **without_measures(two_cas, purposes))
+    enclave = tmp_path / "enclaves" / role
+    signer = tmp_path / "keys" / ("permissions" if two_cas else "dds")
+    write_grant(enclave, grant(role).replace("DDSPerf*", "Nothing*"), signer)
+    with join(partner(role), folder=tmp_path) as own:
+        with join(role, enclave) as node:
+            poll(lambda: matches(node, "failed: -13"), lambda: printed(own, node))
+        sign_for_itself(enclave, role)
+        with join(role, enclave, prefix=intruding) as node:
+            if said is None:
+                poll(lambda: received(own) or received(node), lambda: printed(own, node))
+            else:
+                line = f"Could not get remote participant … {said}"
+                poll(lambda: matches(own, line), lambda: printed(own, node))
+                assert not received(own) and not received(node)
+
+
+def read_grant(folder: Path, node: str) -> tuple[datetime, datetime]:
+    """When the grant in a node's enclave begins and ends, after a check of its signature."""
+    enclave = folder / "enclaves" / node
+    anchor = enclave / "permissions_ca.cert.pem"
+    text = openssl("smime", "-verify", "-text", "-in", enclave / "permissions.p7s", "-CAfile", anchor)
+    assert f"<subject_name>CN=/{node}<" in text
+    begins, ends = re.findall(r"<not_(?:before|after)>(.*)<", text)
+    return (
+        datetime.fromisoformat(begins).replace(tzinfo=timezone.utc),
+        datetime.fromisoformat(ends).replace(tzinfo=timezone.utc),
+    )
+
+
+def validity(certificate: Path) -> tuple[datetime, datetime]:
+    """When a certificate begins and ends."""
+    read = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return read.not_valid_before_utc, read.not_valid_after_utc
+
+
+@pytest.mark.cyclonedds
+def test_a_grant_is_good_as_long_as_the_certificate_in_any_time_zone(tmp_path: Path) -> None:
+    make_enclaves(tmp_path)
+    run_block(tmp_path, f"export TZ=Pacific/Auckland LC_ALL=C\n{dds_block('sh', MAKE_ENCLAVES)}")
+    for node in ("talker", "listener"):
+        assert read_grant(tmp_path, node) == validity(tmp_path / "enclaves" / node / "cert.pem")
+
+
+@pytest.mark.cyclonedds
+def test_a_grant_with_an_end_of_its_own_is_refused(tmp_path: Path) -> None:
+    make_enclaves(tmp_path)
+    before = (tmp_path / "enclaves/talker/permissions.p7s").read_bytes()
+    text = dds_file("permissions.xml").replace("ENDS", "2036-01-01T00:00:00")
+    (tmp_path / "permissions-talker.xml").write_text(text)
+    result = paste(tmp_path, dds_block("sh", MAKE_ENCLAVES), 0)
+    assert result.returncode == 1
+    error = "enclaves.sh: error: permissions-talker.xml: its not_after must be ENDS"
+    assert result.stderr.startswith(error)
+    assert (tmp_path / "enclaves/talker/permissions.p7s").read_bytes() == before
+
+
+@pytest.mark.cyclonedds
+def test_an_older_wider_grant_stays_good_until_it_ends_with_a_renewed_certificate_too(
+    join: Join, tmp_path: Path
+) -> None:
+    make_enclaves(tmp_path)
+    older = (tmp_path / "enclaves/talker/permissions.p7s").read_bytes()
+    limits = dds_file("permissions.xml").replace("DDSPerf*", "Nothing*")
+    (tmp_path / "permissions-talker.xml").write_text(limits)
+    assert generate(tmp_path, "-c", "dds.yml", "--renew", "talker").returncode == 0
+    run_block(tmp_path, dds_block("sh", MAKE_ENCLAVES))
+    with join("listener", folder=tmp_path) as listener:
+        with join("talker", folder=tmp_path) as talker:
+            poll(lambda: matches(talker, "failed: -13"), talker.read_text)
+        assert not received(listener)
+        (tmp_path / "enclaves/talker/permissions.p7s").write_bytes(older)
+        with join("talker", folder=tmp_path) as talker:
+            poll(lambda: received(listener), lambda: printed(talker, listener))
+
+
+@pytest.mark.cyclonedds
+def test_a_running_participant_is_cut_off_when_its_grant_ends(
+    join: Join, enclaves: Path, tmp_path: Path
+) -> None:
+    enclave = tmp_path / "talker"
+    shutil.copytree(enclaves / "enclaves/talker", enclave)
+    ends = datetime.now(timezone.utc) + timedelta(seconds=12)
+    write_grant(enclave, grant("talker", ends=ends), enclaves / "keys/permissions")
+    with join("listener") as listener, join("talker", enclave) as talker:
+        poll(lambda: received(listener), lambda: printed(talker, listener))
+        poll(lambda: matches(listener, "participant … gone"), lambda: printed(talker, listener))
+        assert datetime.now(timezone.utc) >= ends.replace(microsecond=0)
+
+
+@pytest.mark.cyclonedds
+def test_a_revocation_list_is_read_when_a_participant_starts(
+    join: Join, enclaves: Path, tmp_path: Path
+) -> None:
+    for role in ("talker", "listener"):
+        shutil.copytree(enclaves / "enclaves" / role, tmp_path / role)
+    take_name(Fleet(enclaves, enclaves, ""), tmp_path / "talker", "thief")
+    write_grant(tmp_path / "talker", grant("thief"), enclaves / "keys/permissions")
+    newer = (tmp_path / "listener/crl.pem").read_bytes()
+    shutil.copy(enclaves / "old.pem", tmp_path / "listener/crl.pem")
+    with join("listener", tmp_path / "listener") as listener:
+        poll(lambda: matches(listener, "(self)"), listener.read_text)
+        (tmp_path / "listener/crl.pem").write_bytes(newer)
+        with join("talker", tmp_path / "talker") as talker:
+            poll(lambda: received(listener), lambda: printed(talker, listener))
+    thief = join("talker", tmp_path / "talker")
+    with join("listener", tmp_path / "listener") as listener, thief as talker:
+        poll(lambda: matches(listener, "certificate revoked"), lambda: printed(talker, listener))
+        assert not received(listener)
+
+
+@pytest.mark.cyclonedds
+def test_renewal_makes_enclaves_with_grants_that_end_with_the_new_certificates(
+    join: Join, tmp_path: Path
+) -> None:
+    def old(text: str) -> str:
+        return text.replace("notBefore: -1d, notAfter: 1y", "notBefore: -300d, notAfter: 30d")
+
+    make_enclaves(tmp_path, **{"dds.yml": old})
+    before = {node: read_grant(tmp_path, node) for node in ("talker", "listener")}
+    (tmp_path / "dds.yml").write_text(dds_file("dds.yml"))
+    assert run_block(tmp_path, dds_block("sh", RENEW)).count(" renewed ") == 2
+    for node, (_, ended) in before.items():
+        begins, ends = read_grant(tmp_path, node)
+        assert (begins, ends) == validity(tmp_path / "keys" / node / "cert.pem")
+        assert ends > ended
+    with join("talker", folder=tmp_path) as talker, join("listener", folder=tmp_path) as listener:
+        poll(lambda: received(listener), lambda: printed(talker, listener))
+
+
+@pytest.mark.cyclonedds
+def test_an_enclave_stays_as_it_was_when_a_new_one_can_not_be_signed(tmp_path: Path) -> None:
+    make_enclaves(tmp_path)
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (tmp_path / "enclaves/talker").iterdir()}
+
+    before = content()
+    wrong = {**PHRASES, "SROS_PASSPHRASE": "wrong"}
+    assert paste(tmp_path, dds_block("sh", MAKE_ENCLAVES), 0, wrong).returncode != 0
+    assert content() == before
+    run_block(tmp_path, dds_block("sh", MAKE_ENCLAVES))
+    assert content() != before
+    assert sorted(path.name for path in (tmp_path / "enclaves").iterdir()) == ["listener", "talker"]
+
+
+@pytest.mark.cyclonedds
+def test_changing_over_from_release_1_closes_the_hole_in_every_new_enclave(
+    join: Join, intruding: str, tmp_path: Path
+) -> None:
+    make_enclaves(tmp_path, **without_measures(two_cas=False, purposes=False))
+    shutil.copytree(tmp_path / "enclaves", tmp_path / "old")
+    keys = {node: (tmp_path / "keys" / node / "key.pem").read_bytes() for node in ("dds", "talker")}
+    intruder = tmp_path / "intruder"
+    shutil.copytree(tmp_path / "old/talker", intruder)
+    sign_for_itself(intruder, "talker")
+
+    for name in ("dds.yml", "enclaves.sh"):
+        shutil.copy(DDS_FILES / name, tmp_path)
+    run_block(tmp_path, dds_block("sh", CHANGE_OVER))
+    for node, key in keys.items():
+        assert (tmp_path / "keys" / node / "key.pem").read_bytes() == key
+    again = generate(tmp_path, "-c", "dds.yml")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.count(" kept ") == 4
+
+    # A participant with the old enclave refuses one with a new enclave, and still believes a node
+    # that grants itself permissions.
+    with join("listener", tmp_path / "old/listener") as listener:
+        with join("talker", folder=tmp_path) as talker:
+            poll(lambda: matches(listener, "self-signed"), lambda: printed(talker, listener))
+        assert not received(listener)
+        with join("talker", intruder, prefix=intruding) as talker:
+            poll(lambda: received(listener), lambda: printed(talker, listener))
+
+    # One with a new enclave believes neither that node nor a grant of release 1.0.
+    with join("listener", folder=tmp_path) as listener:
+        for enclave in (intruder, tmp_path / "old/talker"):
+            seen = len(listener.read_text())
+            with join("talker", enclave, prefix=intruding) as talker:
+                wait_for(listener, "Could not get remote participant", seen)
+                assert not received(listener), printed(talker, listener)
+        with join("talker", folder=tmp_path) as talker:
+            poll(lambda: received(listener), lambda: printed(talker, listener))
+
+
+@pytest.mark.cyclonedds
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
         ("ec:prime256v1", "rsa:2048", ""),
         ("cipher: aes-256-cbc", "cipher: ~", ""),  # as ROS 2 wants it
+        ("serverAuth, clientAuth", "codeSigning", ""),  # the handshake does not look at it
         ("ec:prime256v1", "ec:secp384r1", "Certificate authentication algorithm unknown"),
+        ("ec:prime256v1", "rsa:3072", "Certificate authentication algorithm unknown"),
         ("digitalSignature, keyCertSign", "keyCertSign", "unsuitable certificate purpose"),
     ],
 )
-def test_the_hierarchy_can_be_as_its_comments_say_and_not_otherwise(
+def test_the_hierarchy_can_be_as_the_page_says_and_not_otherwise(
     join: Join, tmp_path: Path, old: str, new: str, error: str
 ) -> None:
-    make_enclaves(tmp_path, lambda text: text.replace(old, new))
+    make_enclaves(tmp_path, **{"dds.yml": lambda text: text.replace(old, new)})
     with join("talker", folder=tmp_path) as talker, join("listener", folder=tmp_path) as listener:
         if error:
             wait_for(talker, error)
@@ -274,7 +716,7 @@ def test_cyclone_dds_verifies_no_chain_with_an_intermediate_ca(join: Join, tmp_p
         text = text.replace("pathlen:0", "pathlen:1").replace("issuer: dds", "issuer: master")
         return text.replace("  nodes:\n", master)
 
-    make_enclaves(tmp_path, longer)
+    make_enclaves(tmp_path, **{"dds.yml": longer})
     shutil.copy(tmp_path / "keys/talker/fullchain.pem", tmp_path / "enclaves/talker/cert.pem")
     with join("talker", folder=tmp_path) as log:
         wait_for(log, "unable to get local issuer certificate")
