@@ -192,7 +192,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
 
     for certificate, encoding in zip(fields, encodings, strict=True):
         self_signed = certificate["subject"] == certificate["issuer"]
-        # A higher CA may have certified an anchor (cross.pem). The chain ends in the anchor.
+        # A higher CA's certificate for an anchor (cross.pem) would lead past the anchor.
         replaces_anchor = certificate["subject"] in anchors
         if not self_signed and not replaces_anchor:
             context.load_verify_locations(cadata=encoding)
@@ -289,14 +289,14 @@ def read_line(connection: ssl.SSLSocket, unread: bytes) -> tuple[bytes, bytes]:
 
 def complain(host: str, port: int, error: Exception) -> None:
     """Print an error line. If the error is an alert, the server has refused us."""
-    words = describe(error)
+    words = describe_error(error)
     what = "no exchange with"
     if "alert " in words:
         what = "refused by"
     say(f"simple_https_client.py: error: {what} {host} port {port}: {words}", sys.stderr)
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the words of OpenSSL or the system for an error, without its codes.
 
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Answer lines over mutual TLS: the server verifies its clients, and they verify the server.
 
+`hola` and HTTP requests are answered with `hello`, other lines with themselves.
+
 The script reads as a connection goes:
 
     main            loads the keys folder, listens, and waits for signals
     make_context    reads the PEM files, and sets how clients are verified
     listen          opens a socket for each address of the host
-    Crew            has the threads that accept clients; each serves one client at a time
+    accept_clients  accepts clients, and hands each one to a thread, which serves it:
     shake_hands     verifies the client, and proves to the client who the server is
     answer_lines    answers one line after the other, until the client closes
     close_politely  closes so that the client can still read the last answer
@@ -21,6 +23,8 @@ The words used throughout:
     close_notify    TLS's message at the end of a stream; without it, the stream was cut short
 """
 
+from __future__ import annotations
+
 import argparse
 import errno
 import getpass
@@ -32,15 +36,15 @@ import ssl
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from threading import Condition, Thread, active_count
+from queue import SimpleQueue
+from threading import Lock, Thread, active_count
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with the newline
 MAX_CONNECTIONS = 2000  # clients served at once; further ones wait in the system's queue
-CREW = 8  # threads that each address keeps, even while it has fewer clients
+MIN_THREADS = 8  # kept, even while there are fewer clients
 TIMEOUT = 5  # seconds for the whole handshake, and for the client to close after us
 IDLE_TIMEOUT = 60  # seconds in which a connection must read or write something
 PAUSE = 0.5  # seconds before another try to accept, and for last answers at the end
@@ -54,12 +58,12 @@ ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
 
-@dataclass
 class Shared:
     """What all threads share. A reload replaces the context, for the clients after it."""
 
-    context: ssl.SSLContext
-    verbose: bool
+    def __init__(self, context: ssl.SSLContext, verbose: bool) -> None:
+        self.context = context
+        self.verbose = verbose
 
 
 class PassPhrase:
@@ -84,7 +88,7 @@ class PassPhrase:
 
 
 def main() -> int:
-    """Serve until a signal ends it. Return the exit status."""
+    """Serve until SIGINT or SIGTERM. Return the exit status."""
     options = parse_arguments()
     pass_phrase = PassPhrase()
     try:
@@ -96,11 +100,12 @@ def main() -> int:
         complain(f"cannot serve {options.host} port {options.port}", error)
         return 1
 
-    # Every thread inherits this mask, so that signals are left to sigwait below.
+    # All threads inherit this mask, so signals are left to sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     shared = Shared(context, options.verbose)
+    crew = Crew(shared)
     for listener in listeners:
-        Crew(listener, shared).begin()
+        Thread(target=accept_clients, args=(listener, crew), daemon=True).start()
     port = listeners[0].getsockname()[1]
     say(f"listening on {options.host} port {port}", sys.stderr)
 
@@ -224,7 +229,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
 
     for certificate, encoding in zip(fields, encodings, strict=True):
         self_signed = certificate["subject"] == certificate["issuer"]
-        # A higher CA may have certified an anchor (cross.pem). The chain ends in the anchor.
+        # A higher CA's certificate for an anchor (cross.pem) would lead past the anchor.
         replaces_anchor = certificate["subject"] in anchors
         if not self_signed and not replaces_anchor:
             context.load_verify_locations(cadata=encoding)
@@ -269,77 +274,69 @@ def open_listener(host: str, port: int) -> socket.socket:
     return socket.create_server(address, family=family, backlog=MAX_CONNECTIONS)
 
 
-class Crew:
-    """The threads that serve the clients of one listening socket.
+def accept_clients(listener: socket.socket, crew: Crew) -> None:
+    """Accept clients for ever, and hand each one to a thread of the crew."""
+    while True:
+        try:
+            accept_client(listener, crew)
+        except (OSError, RuntimeError) as error:
+            # The system has no more descriptors or threads for us until other clients leave.
+            complain("cannot accept", error)
+            time.sleep(PAUSE)
+        while active_count() > MAX_CONNECTIONS:
+            time.sleep(PAUSE)
 
-    Each thread accepts a client, serves it, and comes back for the next one. That costs less
-    than a new thread for each client. There is always a thread that waits: before the last one
-    serves its client, it starts another. Threads in excess of CREW end when they come back.
+
+def accept_client(listener: socket.socket, crew: Crew) -> None:
+    """Accept one client. Raises OSError or RuntimeError if there are too many."""
+    raw, address = listener.accept()
+    try:
+        crew.hand_over(raw, address)
+    except RuntimeError:
+        raw.close()
+        raise
+
+
+class Crew:
+    """The threads that serve clients, each of them one client at a time.
+
+    A thread that has served its client waits for the next one. That costs less than a new
+    thread for each client. If all are busy, a new thread joins them.
     """
 
-    def __init__(self, listener: socket.socket, shared: Shared) -> None:
-        self.listener = listener
+    def __init__(self, shared: Shared) -> None:
         self.shared = shared
+        self.clients: SimpleQueue[tuple[socket.socket, Any]] = SimpleQueue()
+        self.lock = Lock()  # guards the two numbers
         self.threads = 0
-        self.waiting = 0
-        # This guards the two numbers.
-        self.changed = Condition()
+        self.idle = 0
+        for _ in range(MIN_THREADS):
+            self.start_thread()
 
-    def begin(self) -> None:
-        """Start the threads that the address keeps."""
-        with self.changed:
-            for _ in range(CREW):
-                self.start_thread()
-
-    def start_thread(self) -> bool:
-        """Start a thread that waits for a client. Return False if there can't be one more."""
-        if active_count() > MAX_CONNECTIONS:
-            return False
-        try:
-            Thread(target=self.work, daemon=True).start()
-        except RuntimeError as error:
-            complain("cannot accept", error)
-            return False
+    def start_thread(self) -> None:
+        """Let a new thread join. Raises RuntimeError if the system has none."""
+        Thread(target=self.work, daemon=True).start()
         self.threads += 1
-        self.waiting += 1
-        return True
+        self.idle += 1
+
+    def hand_over(self, raw: socket.socket, address: Any) -> None:
+        """Have a thread serve a client. Raises RuntimeError."""
+        with self.lock:
+            if self.idle == 0:
+                self.start_thread()
+            self.idle -= 1
+        self.clients.put((raw, address))
 
     def work(self) -> None:
-        """Serve one client after the other. This is what a thread does."""
-        stays = True
-        while stays:
-            raw, address = self.accept()
-            self.leave()
-            serve(raw, address, self.shared)
-            stays = self.come_back()
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Return the next client's connection and address."""
+        """Serve one client after the other. This is what each thread does."""
         while True:
-            try:
-                return self.listener.accept()
-            except OSError as error:
-                # The process may be out of descriptors until other clients leave.
-                complain("cannot accept", error)
-                with self.changed:
-                    self.changed.wait(PAUSE)
-
-    def leave(self) -> None:
-        """Stop waiting for clients. If no other thread waits, start one first."""
-        with self.changed:
-            self.waiting -= 1
-            while self.waiting == 0 and not self.start_thread():
-                self.changed.wait(PAUSE)
-
-    def come_back(self) -> bool:
-        """Wait for clients again. Return False if the thread is not needed for that."""
-        with self.changed:
-            if self.threads > CREW and self.waiting > 0:
-                self.threads -= 1
-                return False
-            self.waiting += 1
-            self.changed.notify()
-            return True
+            raw, address = self.clients.get()
+            serve(raw, address, self.shared)
+            with self.lock:
+                if self.threads > MIN_THREADS:
+                    self.threads -= 1
+                    return
+                self.idle += 1
 
 
 # --- 4. One client ---------------------------------------------------------------------------
@@ -457,10 +454,10 @@ def close_politely(connection: ssl.SSLSocket) -> None:
 
 def complain(what: str, error: Exception) -> None:
     """Print an error line."""
-    say(f"simple_https_server.py: error: {what}: {describe(error)}", sys.stderr)
+    say(f"simple_https_server.py: error: {what}: {describe_error(error)}", sys.stderr)
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the words of OpenSSL or the system for an error, without its codes.
 
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes

@@ -481,7 +481,7 @@ def test_an_attack_stops_no_good_client_and_leaves_nothing_behind(
 def test_those_who_never_finish_their_handshake_are_ended_and_those_who_did_are_not(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
-    server = tune("script.TIMEOUT = 1", "script.CREW = 1")
+    server = tune("script.TIMEOUT = 1", "script.MIN_THREADS = 1")
     with tls(server.port, good) as held:
         assert ask(held, b"hola") == b"hello"
         before = footprint(server)
@@ -536,7 +536,7 @@ def test_past_the_limit_newcomers_wait_and_those_being_served_are_not_harmed(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
     limit = 12
-    server = tune(f"script.MAX_CONNECTIONS = {limit}", "script.PAUSE = 0.1", "script.CREW = 1")
+    server = tune(f"script.MAX_CONNECTIONS = {limit}", "script.PAUSE = 0.1", "script.MIN_THREADS = 1")
     first = footprint(server).threads
     with ThreadPoolExecutor(20) as pool:
         with contextlib.ExitStack() as stack:
