@@ -1,8 +1,43 @@
 #!/usr/bin/env python3
-"""Make a certificate authority hierarchy, as sros_config.yml defines it, as a folder of PEM files.
+"""Create the CA hierarchy that a YAML file defines, as a folder of PEM files.
 
-The rule of walk() and Entry.visit(): keep what is there, make what is missing, verify everything.
+One rule covers every run: walk the hierarchy from the top, keep what is there, make what is
+missing, verify everything. The keys folder is the only state.
+
+The script tells how a run goes:
+
+    main         (at the end) reads command line and configuration, and locks the keys folder
+    walk         settles the CAs from the root down, then the nodes
+    settle       settles one entry in ten steps, from the look at its folder (a new one gets a
+                 new key) to the files that it writes
+    certify      signs a certificate: a root's with its own key, any other with its issuer's
+    settle_list  keeps a CA's revocation list, or signs the next one
+    Verifier     has OpenSSL verify every certificate, with the revocation lists: the first one
+                 below each CA as far as the trust anchor, later ones as far as that CA
+
+What a folder keys/NAME holds:
+
+    key.pem        the private key
+    csr.pem        a signing request, when the issuer's key is on another machine
+    cert.pem       the certificate
+    issued/        a CA: a copy of every certificate that it signed
+    cross.pem      a root: its certificate from a higher CA, put there by a person
+    crl.pem        a CA: its own revocation list; a node: the lists of all CAs above it
+    fullchain.pem  cert.pem and its issuers, without the trust anchor
+    ca.pem         the trust anchor
+
+The words used throughout:
+
+    entry          what the configuration says about one CA or node
+    task           the work on one entry: entry, folder, signer, and the issuer's authority
+    signer         an entry's private key, opened when it is first needed
+    authority      what a CA hands down to the entries below it: chain, lists, signer, verifier
+    list           a certificate revocation list (RFC 5280, section 5)
+    record         a CA's folder issued/
+    anchor         the trust anchor: the self-signed certificate at the top of a chain
 """
+
+from __future__ import annotations
 
 import argparse
 import fcntl
@@ -15,14 +50,14 @@ import signal
 import string
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+SCRIPT = "simple_key_generation.py"
 
 try:
     import yaml
@@ -30,762 +65,2141 @@ try:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+    from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
     from OpenSSL import crypto
+    from yaml import CSafeLoader
 except ImportError as error:
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
-    sys.exit(f"simple_key_generation.py: error: {error}: {advice}")
+    sys.exit(f"{SCRIPT}: error: {error}: {advice}")
 
-ML_DSA: dict[str, Callable[[], Any]] = {}
-try:  # cryptography has it from 47 on
-    from cryptography.hazmat.primitives.asymmetric import mldsa
-except ImportError:
-    pass
-else:
-    ML_DSA["ml-dsa-44"] = mldsa.MLDSA44PrivateKey.generate
-    ML_DSA["ml-dsa-65"] = mldsa.MLDSA65PrivateKey.generate
-    ML_DSA["ml-dsa-87"] = mldsa.MLDSA87PrivateKey.generate
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
-FLAGS = crypto.X509StoreFlags
-PEM = serialization.Encoding.PEM
-lists_in = cache(lambda keys: {x.read_bytes(): str(x) for x in Path(keys).glob("*/crl.pem") if x.is_file()})
-RSA_PSS = bytes.fromhex("2a864886f70d01010a")  # id-RSASSA-PSS (RFC 4055, section 1.2), in DER
+    from cryptography.hazmat.primitives.asymmetric import types
 
-SCRIPT = "simple_key_generation.py"
-NOW = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(seconds=1)  # OpenSSL's may be behind
-SAID: set[tuple[str, str]] = set()  # errors and warnings
-PHRASES: dict[str, str] = {}  # by environment variable, once they were asked for
-KEY_TYPES: dict[str, Callable[[], Any]] = {
-    **{f"rsa:{n}": partial(rsa.generate_private_key, 65537, n) for n in (2048, 3072, 4096, 6144, 7680, 8192)},
-    "ec:prime256v1": lambda: ec.generate_private_key(ec.SECP256R1()),
-    "ec:secp384r1": lambda: ec.generate_private_key(ec.SECP384R1()),
-    "ec:secp521r1": lambda: ec.generate_private_key(ec.SECP521R1()),
-    "ed25519": ed25519.Ed25519PrivateKey.generate,
-    "ed448": ed448.Ed448PrivateKey.generate,
-    **ML_DSA,
-}
-MAX_NESTING = 100  # levels of YAML; an entry needs five
-NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"  # a name is a folder
-TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
-KEY_USAGES = [  # in the order of their bits
-    *("digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment"),
-    *("keyAgreement", "keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"),
-]
-PKIX = {"serverAuth": "3.1", "clientAuth": "3.2", "codeSigning": "3.3", "emailProtection": "3.4"}
-PKIX |= {"timeStamping": "3.8", "OCSPSigning": "3.9", "OCSP": "48.1", "caIssuers": "48.2"}
-PKIX = {name: f"1.3.6.1.5.5.7.{arc}" for name, arc in PKIX.items()}  # RFC 5280, 4.2.1.12 and 4.2.2.1
-oid = x509.ObjectIdentifier
-UNREADABLE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
-INVALID = (ValueError, OverflowError, UnsupportedAlgorithm, *UNREADABLE)  # what cryptography raises
-OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
-FORMS = {  # of an entry's fields, as regular expressions, with the bounds of RFC 5280, appendix A.1
-    "issuer": NAME,
-    "key": "|".join({**KEY_TYPES, **dict.fromkeys(["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])}),
-    "digest": "sha256|sha384|sha512",
-    "cipher": "aes-256-cbc",
-    "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
-    **dict.fromkeys(["validity.notBefore", "validity.notAfter", "validity.nextUpdate"], TIME),
-    "subject.countryName": "[A-Z]{2}",
-    **{f"subject.{x}": ".{1,128}" for x in ("stateOrProvinceName", "localityName")},
-    **{f"subject.{x}": ".{1,64}" for x in ("organizationName", "organizationalUnitName", "commonName")},
-    "subject.serialNumber": "[A-Za-z0-9 '()+,./:=?-]{1,64}",
-    "subject.domainComponent": "[A-Za-z0-9-]{1,63}",
-    "subject.emailAddress": "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}",
-    "extensions.basicConstraints": "CA:TRUE|CA:FALSE|pathlen:[0-9]{1,4}",  # of each part, from here on
-    "extensions.keyUsage": "|".join(KEY_USAGES),
-    "extensions.extendedKeyUsage": "|".join([*[*PKIX][:6], OID]),  # the purposes
-    "extensions.subjectKeyIdentifier": "hash",
-    "extensions.authorityKeyIdentifier": "keyid|keyid:always",
-    "extensions.subjectAltName": "(DNS|IP|URI|email):.+",
-    "extensions.nameConstraints": "(permitted|excluded);(DNS|IP|URI|email):.+",
-    "extensions.certificatePolicies": OID,
-    "extensions.crlDistributionPoints": "URI:.+",
-    "extensions.authorityInfoAccess": f"(OCSP|caIssuers|{OID});URI:.+",
-}
-INHERITED = {"2.5.29.30", "1.3.6.1.5.5.7.1.7", "1.3.6.1.5.5.7.1.8"}  # limit names and addresses down to nodes
-KNOWN_OIDS = {"1.3.6.1.5.5.7.1.1", *(f"2.5.29.{n}" for n in (14, 15, 17, 19, 30, 31, 32, 35, 37))}
-NEVER_CRITICAL = ".*KeyIdentifier|authorityInfoAccess|(?!2.5.29.(33|36|54)$)[0-9.]+"
-CA_EXTENSIONS = [f"extensions.{x}" for x in ("basicConstraints", "keyUsage", "subjectKeyIdentifier")]
-REASONS = [flag.value for flag in x509.ReasonFlags if flag.value != "removeFromCRL"]
+    PrivateKey = types.CertificateIssuerPrivateKeyTypes
+    PublicKey = types.CertificateIssuerPublicKeyTypes
+    Digest = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
+    RevocationList = x509.CertificateRevocationList
+    Request = x509.CertificateSigningRequest
 
 
-class Fault(Exception):
-    """What is wrong, where, and what to do, in one line: exit status 1."""
+# --- 1. Types --------------------------------------------------------------------------------
 
 
-class ConfigurationError(Fault):
-    """A fault of the configuration or the command line: exit status 2, and nothing is written."""
-
-
-class Loader(yaml.CSafeLoader):
-    """PyYAML's loader, less what it lets pass: fields twice, recursive aliases, merges in any order."""
-
-    depth = 0  # of the node that is being read
-
-    def descend_resolver(self, current_node: Any, current_index: Any) -> None:
-        """Count a level of nesting: libyaml before PyYAML 6.0.4 crashes on 30,000. Raise MarkedYAMLError."""
-        self.depth += 1
-        if self.depth > MAX_NESTING:
-            raise yaml.MarkedYAMLError(
-                None, None, f"nested more than {MAX_NESTING} levels deep", current_node.start_mark
-            )
-        super().descend_resolver(current_node, current_index)
-
-    def ascend_resolver(self) -> None:
-        """Count back."""
-        self.depth -= 1
-        super().ascend_resolver()
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Look at a mapping before its merges are resolved; raise MarkedYAMLError."""
-        self.deep_construct = True  # makes PyYAML refuse recursive aliases
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise yaml.MarkedYAMLError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
-        for place, (key, value) in reversed([*enumerate(node.value)]):
-            if key.value == "<<" and value is node:
-                raise yaml.MarkedYAMLError(None, None, "an anchor merges itself", node.start_mark)
-            if key.value == "<<" and isinstance(value, yaml.SequenceNode):  # the first one wins
-                node.value[place : place + 1] = [(key, each) for each in reversed(value.value)]
-        return cast(dict[Any, Any], super().construct_mapping(node, deep))
-
-
-@contextmanager
-def at(place: str) -> Iterator[None]:
-    """Put the place in the configuration before what is wrong there."""
-    try:
-        yield
-    except INVALID as error:
-        raise ConfigurationError(f"{place}: {error}") from None
-
-
-def read_configuration(path: str) -> "dict[str, Entry]":
-    """Return all entries in walking order; else raise ConfigurationError with the place."""
-    try:
-        with open(path, "rb") as file:
-            yaml.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str, Loader)
-            document = yaml.load(file, Loader)
-    except (OSError, yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
-        problem = getattr(error, "strerror", " ".join(str(error).split()))
-        raise ConfigurationError(f"{path}: {problem}") from None
-    with at(path):
-        if not isinstance(document, dict) or not isinstance(document.get("keys") or None, dict):
-            raise ValueError("must be a mapping with the field keys, a mapping of entries")
-        if unknown := [x for x in document if x != "keys" and not str(x).startswith("x-")]:
-            raise ValueError(f"unknown field {unknown[0]!r}; there is keys, and x-… for anchors")
-    entries, nodes = dict[str, Entry](), document["keys"].pop("nodes", None) or {}
-    for place, group in (("keys", document["keys"]), ("keys.nodes", nodes)):
-        with at(f"{path}: {place}"):
-            if not isinstance(group, dict):
-                raise ValueError("must be a mapping of entries")
-            if both := group.keys() & entries.keys():
-                raise ValueError(f"{min(both)} stands under keys, too, and would be the same folder")
-        for name, value in group.items():
-            entries[name] = read_entry(f"{path}: {place}.{name}", name, value, place == "keys")
-    return in_walking_order(entries)
-
-
-def read_text(value: Any, name: str, form: str = ".+") -> str:
-    """Return a text value, with the entry's name in place of ``$name``; else raise ValueError."""
-    if not isinstance(value, str):
-        raise ValueError("YAML reads no text here (NO is false, 0123 is octal): put it in quotes")
-    try:
-        content = string.Template(value).substitute(name=name) if "$" in value else value
-    except (KeyError, ValueError):
-        raise ValueError("only $name is known; $$ is the sign itself") from None
-    if not re.fullmatch(form, content) or not content.isprintable():
-        raise ValueError(f"is not of the form {form}")
-    return content
-
-
-def read_entry(where: str, name: Any, value: Any, is_ca: bool) -> "Entry":
-    """Return one entry; else raise ConfigurationError with its place."""
-    with at(where):
-        read_text(name, "", NAME)
-        if not isinstance(value, dict):
-            raise ValueError("must be a mapping of fields to their values")
-    texts = dict[str, str]()  # by path, as Entry.fields
-    # An annotation, which does not run: the class is generic from cryptography 45 on.
-    names: list[x509.NameAttribute[str | bytes]] = []
-    times, extensions = {"notBefore": NOW}, dict[str, tuple[x509.ExtensionType | None, bool]]()
-    for group, part in value.items():
-        for field, item in part.items() if isinstance(part, dict) else [("", part)]:
-            path = f"{group}.{field}".rstrip(".")
-            with at(f"{where}.{path}: {type(item) if isinstance(item, (dict, list, set)) else item!r}"):
-                is_oid = re.fullmatch(f"extensions[.]{OID}", path) and field not in KNOWN_OIDS
-                unset = item is None and group in ("subject", "validity", "extensions")
-                if path not in FORMS and not is_oid and not unset:
-                    known = {x if x.startswith(f"{group}.") else x.split(".")[0]: 0 for x in FORMS}
-                    raise ValueError(f"unknown field; there are {', '.join(known)}")
-                if item is None:  # un-set
-                    continue
-                form = ".+" if group == "extensions" else FORMS[path]
-                content = texts[group] = texts[path] = read_text(item, name, form)
-                if group == "subject":
-                    kind = getattr(x509.NameOID, re.sub("([A-Z])", r"_\1", field).upper())
-                    names.append(x509.NameAttribute(kind, content))
-                elif group == "validity":
-                    times[field] = read_time(field, content)
-                elif group == "extensions":
-                    extensions[str(field)] = read_extension(str(field), content, is_ca)
-    required = ["key", "subject", "validity.notAfter", *(CA_EXTENSIONS if is_ca else ["issuer"])]
-    required += ["extensions.authorityKeyIdentifier"] * ("issuer" in texts)
-    required += ["passphrase"] * ("cipher" in texts)
-    if missing := [path for path in required if path not in texts]:
-        raise ConfigurationError(f"{where}.{missing[0]}: is missing")
-    if texts["key"] not in KEY_TYPES:
-        raise ConfigurationError(f"{where}.key: {texts['key']} needs cryptography 47 or newer")
-    if "digest" in texts and texts["key"].startswith(("ed", "ml-dsa")):
-        raise ConfigurationError(f"{where}.digest: {texts['key']} signs without: un-set it with ~")
-    if "nextUpdate" in times and not is_ca:
-        raise ConfigurationError(f"{where}.validity.nextUpdate: only a CA has a revocation list")
-    secret = texts["passphrase"] if "cipher" in texts else None
-    return Entry(name, where, is_ca, texts.get("issuer"), secret, texts, x509.Name(names), times, extensions)
-
-
-def read_time(field: str, value: str) -> datetime:
-    """Return a timestamp, or an offset from now (a year has 365 days); else raise ValueError."""
-    if offset := re.fullmatch("([+-]?[0-9]+)([hdwy])", value):
-        hours = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[offset[2]]
-        moment = NOW + timedelta(hours=int(offset[1]) * hours)
-    else:
-        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
-        moment = moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
-    if moment.year < 1950 or (moment <= NOW) != (field == "notBefore"):
-        raise ValueError("is in the wrong part of time: notBefore <= now < all others")
-    return moment.replace(microsecond=0)
-
-
-def in_walking_order(entries: "dict[str, Entry]") -> "dict[str, Entry]":
-    """Return the entries depth first from the roots; raise ConfigurationError for what can't be."""
-    positions, paths = {name: number for number, name in enumerate(entries)}, dict[str, list[int]]()
-    for name, entry in entries.items():
-        path = [name]
-        with at(f"{entry.where}.issuer"):
-            while (issuer := entries[path[0]].issuer) is not None:
-                if issuer not in entries or not entries[issuer].is_ca:
-                    raise ValueError(f"there is no CA {issuer!r} under keys")
-                if issuer in path:
-                    raise ValueError("leads round in a circle, to no self-signed CA")
-                limit = getattr(entries[issuer].extensions["basicConstraints"][0], "path_length", None)
-                if limit is not None and len(path) - (not entry.is_ca) > limit:
-                    raise ValueError(f"more CAs in a row than {issuer}'s pathlen:{limit} admits")
-                path.insert(0, issuer)
-        paths[name] = [positions[each] for each in path]
-    return {name: entries[name] for name in sorted(entries, key=paths.__getitem__)}
-
-
-@cache  # the entries of a fleet have most of their values in common
-def read_extension(name: str, value: str, is_ca: bool) -> tuple[x509.ExtensionType | None, bool]:
-    """Return a value of x509v3_config(5), None if a key decides, and if critical; else raise ValueError."""
-    items = [item.strip() for item in value.split(",")]
-    critical = items[0] == "critical"
-    items = items[critical:]
-    if critical and re.fullmatch(NEVER_CRITICAL, name):
-        raise ValueError("must not be critical (RFC 5280), or OpenSSL would refuse it")
-    form = FORMS.get(f"extensions.{name}", "DER:([0-9A-Fa-f]{2}[: ]?)+")
-    for item in items or [""]:
-        if not re.fullmatch(form, item) or items.count(item) > 1:
-            raise ValueError(f"{item!r} stands twice, or is not of the form {form}")
-    match name:
-        case "basicConstraints":
-            limit = re.fullmatch("CA:TRUE(?:,pathlen:([0-9]+))?" if is_ca else "CA:FALSE()", ",".join(items))
-            if not limit or is_ca > critical:
-                raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
-            return x509.BasicConstraints(is_ca, int(limit[1]) if limit[1] else None), critical
-        case "keyUsage":
-            usage = x509.KeyUsage(*(each in items for each in KEY_USAGES))
-            if not is_ca == usage.key_cert_sign == usage.crl_sign:
-                raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
-            return usage, critical
-        case "extendedKeyUsage":
-            return x509.ExtendedKeyUsage([oid(PKIX.get(item, item)) for item in items]), critical
-        case "subjectKeyIdentifier" | "authorityKeyIdentifier":
-            return None, critical
-        case "subjectAltName":
-            return x509.SubjectAlternativeName([read_name(item) for item in items]), critical
-        case "nameConstraints":
-            if not is_ca:
-                raise ValueError("is for a CA only")
-            permitted = [read_name(item[10:], True) for item in items if item.startswith("permitted")]
-            excluded = [read_name(item[9:], True) for item in items if item.startswith("excluded")]
-            return x509.NameConstraints(permitted or None, excluded or None), critical
-        case "certificatePolicies":
-            return x509.CertificatePolicies([x509.PolicyInformation(oid(x), None) for x in items]), critical
-        case "crlDistributionPoints":
-            points = [x509.DistributionPoint([read_name(x)], None, None, None) for x in items]
-            return x509.CRLDistributionPoints(points), critical
-        case "authorityInfoAccess":
-            pairs = [item.split(";", 1) for item in items]
-            accesses = [x509.AccessDescription(oid(PKIX.get(how, how)), read_name(uri)) for how, uri in pairs]
-            return x509.AuthorityInformationAccess(accesses), critical
-    content = bytes.fromhex("".join(items).removeprefix("DER:").replace(":", " "))
-    extension = x509.UnrecognizedExtension(oid(name), content)
-    request = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(extension, critical)
-    getattr(request.sign(ed25519.Ed25519PrivateKey.generate(), None), "extensions", None)  # is it sound?
-    return extension, critical
-
-
-def read_name(item: str, constraint: bool = False) -> x509.GeneralName:
-    """Read ``DNS:localhost`` or a subtree of names (RFC 5280, 4.2.1.6); else raise ValueError."""
-    kind, _, value = item.partition(":")
-    if kind == "IP":
-        return x509.IPAddress(ipaddress.ip_network(value) if constraint else ipaddress.ip_address(value))
-    label = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-    front = "[.]?" if constraint else "(?:[*][.])?"
-    host = f"(?=.{{1,253}}$)(?![0-9.]+$){front}{label}(?:[.]{label})*"
-    email = f"(?:[!-?A-~]{{1,64}}@){'?' if constraint else ''}{host}"
-    uri = host if constraint else "[A-Za-z][A-Za-z0-9+.-]*:[!-~]+"
-    if not re.fullmatch({"DNS": host, "URI": uri, "email": email}[kind], value):
-        raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
-    general_name = {"DNS": x509.DNSName, "URI": x509.UniformResourceIdentifier}.get(kind, x509.RFC822Name)
-    return general_name(value)
-
-
-def pass_phrase(variable: str, new: bool = False) -> bytes:
-    """Return a pass phrase from the environment, or ask, twice for a new key. Raises Fault."""
-    phrase = PHRASES.get(variable, os.environ.get(variable))
-    if phrase is None:
-        try:
-            os.close(os.open("/dev/tty", os.O_RDWR))
-            phrase = getpass.getpass(f"Enter pass phrase ({variable}): ")
-            again = getpass.getpass(f"Verifying - enter it again ({variable}): ") if new else phrase
-        except (OSError, EOFError):
-            raise Fault(f"{variable}: is no environment variable, and no terminal answers") from None
-        if phrase != again:
-            raise Fault(f"{variable}: the two pass phrases differ: run again")
-        PHRASES[variable] = phrase
-    if not 0 < len(os.fsencode(phrase)) < 1024:  # OpenSSL's PEM_BUFSIZE
-        raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
-    return os.fsencode(phrase)
-
-
-def complain(kind: str, problem: object) -> None:
-    """Print an error or a warning as one line on standard error, and none twice."""
-    if isinstance(problem, OSError):
-        place = problem.filename2 or problem.filename  # of a rename, whereto
-        problem = f"{place}: {problem.strerror}" if place else problem.strerror
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{SCRIPT}: {kind}: {problem}")
-    if (kind, line) not in SAID:
-        print(line + "\n", end="", file=sys.stderr, flush=True)  # in one piece
-    SAID.add((kind, line))
-
-
-def say(line: str) -> None:
-    """Print a line on standard output. Raises OSError, which names the place."""
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None
-
-
-def read_pem(path: str, load: Callable[[bytes], Any]) -> Any:
-    """Return what a PEM file holds. Raises Fault, OSError."""
-    try:
-        loaded = load(Path(path).read_bytes())
-        _ = loaded.extensions, loaded.public_key()  # what cryptography parses only when it is asked for
-        return loaded
-    except INVALID:
-        raise Fault(f"{path}: is damaged, or not what its name says") from None
-
-
-def pem(*objects: Any) -> bytes:
-    """Return certificates, requests or lists as PEM, one after the other."""
-    return b"".join(each.public_bytes(PEM) for each in objects)
-
-
-def write(folder: str, files: dict[str, bytes], holds: set[str]) -> None:
-    """Write what is new or differs, each file whole; what held nothing appears whole as well."""
-    place = folder if holds else f"{os.path.dirname(folder)}/.{os.path.basename(folder)}.part"
-    os.makedirs(place, 0o700, exist_ok=True)
-    for name, data in files.items():
-        path, part = f"{place}/{name}", f"{place}/{f'.{name}.part' if holds else name}"
-        if name not in holds or Path(path).read_bytes() != data:
-            mode = 0o600 if name == "key.pem" else 0o644  # from the first moment on
-            try:
-                with open(part, "xb", opener=partial(os.open, mode=mode)) as file:
-                    file.write(data)
-                os.rename(part, path)
-            except OSError as error:  # ENOSPC has no name
-                if os.path.lexists(part):
-                    os.unlink(part)
-                raise OSError(error.errno, error.strerror, f"{folder}/{name}") from None
-    if not holds:
-        os.rename(place, folder)  # over nothing, or an empty folder; never over a link
-
-
-def key_type(path: str, key: Any) -> str:
-    """Return a public key's type as the configuration spells it. Raises Fault for a weak one."""
-    name = type(key).__name__.removesuffix("PublicKey").lower().replace("mldsa", "ml-dsa-")
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
-        return f"rsa:{key.key_size}"
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        name = f"ec:{key.curve.name.replace('secp256r1', 'prime256v1')}"
-    if name not in KEY_TYPES:
-        raise Fault(f"{path}: its key, {name}, is too weak or of a type that can't be used here")
-    return name
-
-
-def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """Return the authorityKeyIdentifier of what a CA signs (RFC 5280, section 4.2.1.1)."""
-    subject = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject)
-
-
-def trust_store(anchor: x509.Certificate, lists: Any, flags: int) -> crypto.X509Store:
-    """Return what OpenSSL verifies by, in strict mode: a trust anchor, revocation lists and flags."""
-    store = crypto.X509Store()
-    store.add_cert(crypto.X509.from_cryptography(anchor))
-    for each in lists:
-        store.add_crl(each)
-    store.set_flags(flags | FLAGS.X509_STRICT | FLAGS.CHECK_SS_SIGNATURE | (FLAGS.CRL_CHECK if lists else 0))
-    return store
-
-
-@dataclass
-class Entry:
-    """What the configuration says of one folder, and, once it is visited, what stands there."""
+class Entry(NamedTuple):
+    """What the configuration says about one CA or node."""
 
     name: str
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
     issuer: str | None  # None: self-signed
+    key_type: str  # such as ec:prime256v1
+    digest: str  # what its key signs with, if the key type leaves a choice
     passphrase: str | None  # the environment variable; None: the key is not encrypted
-    fields: dict[str, str]  # as they stand, by path, such as subject.commonName
     subject: x509.Name
-    times: dict[str, datetime]  # notBefore, notAfter, nextUpdate, in UTC
-    extensions: dict[str, tuple[x509.ExtensionType | None, bool]]  # field: value, critical
-    new_key: Callable[[], Any] | None = None  # gives the key that is being made ahead
-    lists: tuple[x509.CertificateRevocationList, ...] = ()  # a CA's own and those above, or none
-    store: crypto.X509Store | None = None  # trusts this CA, once a whole chain through it was verified
+    not_before: datetime
+    not_after: datetime
+    next_update: datetime | None  # when a CA's list ends; None: when the CA does
+    extensions: tuple[Extension, ...]
 
-    def visit(self, keys: str, above: "Entry | None", options: argparse.Namespace) -> None:
-        """Keep, make or renew everything, verify it, and write what is new. Raises Fault, OSError."""
-        self.folder, self.above = os.path.join(keys, self.name), above
-        self.files: dict[str, bytes] = {}  # what the folder shall hold
-        self.revoked: dict[int, x509.RevokedCertificate] = {}  # by a CA's own list
-        path, self.issuers = f"{self.folder}/cert.pem", above.chain if above else []
-        self.holds = {*os.listdir(self.folder)} if os.path.lexists(self.folder) else set()
-        self.issued = {*os.listdir(f"{self.folder}/issued")} if "issued" in self.holds else set()
-        self.state = "kept" if "cert.pem" in self.holds else "made"
-        if self.state == "made":
-            self.certificate = self.certify(self.requested_key())  # makes a new folder's key
+
+class Extension(NamedTuple):
+    """One extension of an entry (RFC 5280, section 4.2)."""
+
+    oid: x509.ObjectIdentifier
+    critical: bool
+    value: x509.ExtensionType | None  # None: a key identifier, made from a key
+
+
+class Folder(NamedTuple):
+    """What an entry's folder holds when its turn comes."""
+
+    path: str
+    file_names: frozenset[str]
+    key_pem: bytes | None  # None: the key is elsewhere
+    certificate: x509.Certificate | None
+    request: Request | None
+    record: frozenset[str]  # file names in issued/
+
+    def is_new(self) -> bool:
+        """Tell whether there is no folder yet, or an empty one."""
+        return not self.file_names
+
+
+class Task(NamedTuple):
+    """What the steps of one entry work on."""
+
+    run: Run
+    entry: Entry
+    folder: Folder
+    signer: Signer
+    above: Authority | None  # the issuer's; None: the entry signs itself
+
+
+class Authority(NamedTuple):
+    """What a CA hands down to the entries below it."""
+
+    path: str
+    chain: tuple[x509.Certificate, ...]  # the CA's certificate, its issuers, last the anchor
+    not_after: datetime  # the earliest end in the chain
+    key_identifier: x509.AuthorityKeyIdentifier
+    lists: tuple[RevocationList, ...]  # its own, then its issuers'; empty if one is missing
+    revoked: frozenset[int]  # the serial numbers on its own list
+    signer: Signer
+    verifier: Verifier
+    record: set[str]  # file names in issued/; grows as the CA signs
+
+    # What the folders hold, as PEM; empty if there is no such thing.
+    intermediates_pem: bytes  # the chain without the anchor
+    anchor_pem: bytes
+    cross_pem: bytes
+    own_list_pem: bytes
+    lists_pem: bytes
+
+
+class Outcome(NamedTuple):
+    """What became of an entry."""
+
+    state: str  # made, kept, renewed, revoked, failed, or left alone
+    line: str = ""  # its line of the tree; empty if it failed or was left alone
+    problems: tuple[Problem, ...] = ()
+    error: Problem | None = None  # what ended it
+    authority: Authority | None = None  # None: a node, or a CA that failed early
+    blocked_by: str | None = None  # the entry because of which nothing below can be made
+
+
+class Problem(NamedTuple):
+    """An error or a warning, in one line: what is wrong, where, and what to do."""
+
+    kind: str  # "error" or "warning"
+    text: str
+
+
+class Run(NamedTuple):
+    """What all entries share."""
+
+    keys: str  # the path of the keys folder
+    now: datetime
+    verify_at: datetime | None  # None: OpenSSL goes by the system's clock
+    orders: Orders
+    phrases: Phrases
+    new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
+    copies: tuple[ListFile, ...]  # every crl.pem there is, to restore a lost one from
+
+
+class Orders(NamedTuple):
+    """What the command line asks for."""
+
+    renew: frozenset[str]
+    renew_due: bool  # --renew without names
+    revoke: frozenset[str]
+    reason: str
+
+
+class Fault(Exception):
+    """What is wrong, where, and what to do, in one line. It ends one entry: exit status 1."""
+
+
+class ConfigurationError(Fault):
+    """A fault of the configuration or the command line: exit status 2, nothing is written."""
+
+
+# What cryptography raises for what it can't read, make or verify.
+INVALID = (
+    ValueError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+# Errors that end one entry, and do not stop the others.
+ENTRY_ERRORS = (Fault, OSError, *INVALID)
+
+
+# --- 2. The walk -----------------------------------------------------------------------------
+
+
+def walk(run: Run, entries: Sequence[Entry], report: Report) -> None:
+    """Settle all entries, and report them in the order of the tree.
+
+    `entries` come in that order: each entry, then those that it signs, depth first.
+    """
+    outcomes: dict[str, Outcome] = {}
+    left_alone: Counter[str] = Counter()
+
+    # First every CA, from the root down.
+    for entry in entries:
+        if entry.is_ca:
+            outcomes[entry.name] = settle_or_leave_alone(run, entry, outcomes)
+
+    # Then every node. A node's outcome is not kept, as there may be thousands.
+    for number, entry in enumerate(entries, 1):
+        outcome = outcomes.get(entry.name)
+        if outcome is None:
+            outcome = settle_or_leave_alone(run, entry, outcomes)
+        report.outcome(outcome, number, len(entries))
+        if outcome.state == "left alone":
+            left_alone[str(outcome.blocked_by)] += 1
+
+    for name, count in left_alone.items():
+        text = f"{run.keys}: left alone: {count} below {name}, which failed or is revoked"
+        if name in run.orders.revoke:
+            report.problem(Problem("warning", text))
         else:
-            self.certificate = read_pem(path, x509.load_pem_x509_certificate)
-        self.match(path)
-        if self.state == "kept":
-            begins, ends = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
-            self.due = ends - (ends - begins) / 3 < NOW  # in the last third of its life, or past it
-            if above and self.certificate.serial_number in above.revoked:
-                self.state = "revoked"
-            elif self.name in (options.renew or []) or (options.renew == [] and self.due):
-                self.renew(path)
-        self.chain: list[x509.Certificate] = [self.certificate, *self.issuers]  # the anchor is last
-        lists = above.lists if above else ()
-        own = self.own_list(options) if self.is_ca else lists
-        self.files |= {"crl.pem": pem(*own)} if own else {}
-        if "crl.pem" in self.holds and "crl.pem" in self.files:  # whatever fails below, revocations spread
-            write(self.folder, {"crl.pem": self.files["crl.pem"]}, self.holds)
-        self.lists = (*own, *lists) if own and (lists or not above) else ()  # of the whole chain, or none
-        if self.state == "revoked":
-            if self.name in options.revoke:
-                return
-            raise Fault(f"{path}: certificate revoked: rm -r {self.folder}, and run again")
-        (above or self).verify(path, self.certificate)
-        if self.holds:
-            self.compare(path)
-        cert, ca = pem(self.certificate), pem(self.chain[-1])
-        self.files |= {"cert.pem": cert} if self.state != "kept" else {}
-        self.files |= {"fullchain.pem": cert + pem(*self.issuers[:-1]) + self.cross, "ca.pem": ca}
-        record = f"{self.name}-{self.certificate.serial_number:X}.pem"
-        if above and record not in above.issued:  # before the certificate goes anywhere else
-            write(f"{above.folder}/issued", {record: cert}, above.issued)
-            above.issued.add(record)
-        write(self.folder, self.files, self.holds)
+            report.problem(Problem("error", text))
 
-    @cached_property
-    def key(self) -> Any:
-        """The private key, new in a new folder; None: it is elsewhere. Raises Fault, OSError."""
-        path, variable = f"{self.folder}/key.pem", self.passphrase
-        if not self.holds:
-            phrase = pass_phrase(variable, new=True) if variable else None
-            cipher = serialization.BestAvailableEncryption(phrase) if phrase else serialization.NoEncryption()
-            key = (self.new_key or KEY_TYPES[self.fields["key"]])()
-            self.files["key.pem"] = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, cipher)
-            return key
-        if not os.path.exists(path):  # perhaps a link to a stick that is not here
-            return None
-        data = Path(path).read_bytes()
-        phrase = pass_phrase(variable) if variable and b"ENCRYPTED" in data else None
+
+def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Settle an entry, unless its issuer has failed or is revoked."""
+    if entry.issuer is None:
+        return settle(run, entry, None)
+    issuer = outcomes[entry.issuer]
+    if issuer.blocked_by is None:
+        return settle(run, entry, issuer.authority)
+
+    left_alone = Outcome("left alone", blocked_by=issuer.blocked_by)
+    if not can_spread(run, entry, issuer.authority):
+        return left_alone
+    # The revocation lists must reach the entry all the same, in step (6). As a rule, its chain
+    # then fails to verify, and the issuer's error line says why.
+    outcome = settle(run, entry, issuer.authority)
+    if outcome.blocked_by is None:
+        return outcome
+    return left_alone._replace(problems=outcome.problems, authority=outcome.authority)
+
+
+def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
+    """Tell whether a CA that failed has a list on disk, and the entry a certificate."""
+    if above is None or not above.lists or not os.path.exists(f"{above.path}/crl.pem"):
+        return False
+    return os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
+
+
+# --- 3. One entry ----------------------------------------------------------------------------
+
+
+class Draft(NamedTuple):
+    """An entry's certificate, before it is verified."""
+
+    certificate: x509.Certificate
+    state: str  # made, kept or renewed
+
+
+def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
+    """Bring one entry's folder in line with the configuration, and verify it.
+
+    (1) Look at the folder; a new one gets a key.   (6) Spread the revocation lists.
+    (2) Certify the key, if it has no certificate.  (7) Refuse a revoked certificate.
+    (3) Match certificate, key and request.         (8) Verify the chain with OpenSSL.
+    (4) Renew the certificate, if ordered.          (9) Compare with the configuration.
+    (5) Settle a CA's own list, and hand it down.  (10) Write what is new.
+
+    `above` is the issuer's authority, or None for an entry that signs itself.
+    """
+    problems: list[Problem] = []
+    own = None
+    try:
+        task = look(run, entry, above)
+        draft = obtain_certificate(task, problems)
+        if entry.is_ca:
+            own = hand_down(task, draft.certificate, problems)
+        state = verify_and_write(task, draft, own, problems)
+    except ENTRY_ERRORS as error:
+        problem = problem_of(error, os.path.join(run.keys, entry.name))
+        return Outcome("failed", "", tuple(problems), problem, own, entry.name)
+
+    blocked_by = None
+    if state == "revoked":
+        blocked_by = entry.name
+    line = tree_line(task, draft.certificate, state, own)
+    return Outcome(state, line, tuple(problems), None, own, blocked_by)
+
+
+def look(run: Run, entry: Entry, above: Authority | None) -> Task:
+    """Take step (1). Raises Fault, OSError."""
+    # (1) Look. The key of a new folder is made here, and written in step (10).
+    folder = read_folder(os.path.join(run.keys, entry.name))
+    if folder.is_new():
+        signer = make_key(run, entry, folder)
+    else:
+        signer = Signer(entry, run.phrases, f"{folder.path}/key.pem", folder.key_pem, None)
+    return Task(run, entry, folder, signer, above)
+
+
+def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
+    """Take the steps (2) to (4). Raises Fault, OSError."""
+    # (2) Certify, unless there is a certificate.
+    certificate = task.folder.certificate
+    state = "kept"
+    if certificate is None:
+        certificate = first_certificate(task)
+        state = "made"
+
+    # (3) Match: the certificate, the key and the request must belong together.
+    for problem in match(task, certificate):
+        problems.append(problem)
+
+    # (4) Renew. If that fails, the old certificate stays in force.
+    if state == "kept" and must_renew(task, certificate):
         try:
-            return serialization.load_pem_private_key(data, phrase)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise Fault(f"{path}: is damaged, or its pass phrase ({variable}) is wrong or not set") from None
+            certificate = renewed_certificate(task, certificate)
+            state = "renewed"
+        except ENTRY_ERRORS as error:
+            problems.append(problem_of(error, task.folder.path))
 
-    @property
-    def locked(self) -> bool:
-        """Whether someone would have to be asked for the key's pass phrase."""
-        path, variable = f"{self.folder}/key.pem", self.passphrase
-        known = variable in PHRASES or (variable or "") in os.environ
-        return not known and os.path.exists(path) and b"ENCRYPTED" in Path(path).read_bytes()
+    return Draft(certificate, state)
 
-    def sign(self, builder: Any) -> Any:
-        """Sign a certificate, request or list with this folder's key. Raises Fault."""
-        digest = getattr(hashes, self.fields.get("digest", "sha256").upper())()
-        hashes_first = isinstance(self.key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey))
-        return builder.sign(self.key, digest if hashes_first else None)
 
-    def requested_key(self) -> Any:
-        """Return the public key of the request, which proves possession, or of key.pem. Raises Fault."""
-        if "csr.pem" not in self.holds:
-            if self.key is None:
-                raise Fault(f"{self.folder}: no key.pem or csr.pem: put one there, or rm -r {self.folder}")
-            return self.key.public_key()
-        request = read_pem(f"{self.folder}/csr.pem", x509.load_pem_x509_csr)
-        if not request.is_signature_valid or RSA_PSS in request.tbs_certrequest_bytes:
-            raise Fault(f"{self.folder}/csr.pem: its signature is wrong or by SHA-1, or its key is RSA-PSS")
-        return request.public_key()
+def hand_down(task: Task, certificate: x509.Certificate, problems: list[Problem]) -> Authority:
+    """Take step (5), and return what a CA hands down. Raises Fault, OSError."""
+    # (5) Settle the CA's list: keep, extend, refresh or begin it.
+    own_list = settle_list(task, certificate, problems)
 
-    def certify(self, key: Any) -> x509.Certificate:
-        """Return a new certificate for a public key, by the issuer's. Raises Fault, OSError."""
-        path, signer = f"{self.folder}/csr.pem", self.above or self
-        key_type(path, key)
-        revoked = {f"{self.name}-{serial:X}.pem" for serial in (signer.revoked if self.holds else ())}
-        if any(record.public_key() == key for record in signer.records(revoked & signer.issued)):
-            raise Fault(f"{self.folder}: is revoked: rm -r {self.folder}, and run again for a new key")
-        if signer.key is None:
-            if "csr.pem" not in self.holds and self.key is not None:
-                request = self.sign(x509.CertificateSigningRequestBuilder(self.subject))
-                write(self.folder, {**self.files, "csr.pem": pem(request)}, self.holds)
-            raise Fault(f"{path}: have {signer.folder} sign it, put cert.pem beside it, and run again")
-        issuer = self.issuers[0].subject if self.issuers else self.subject
-        builder = (
-            x509.CertificateBuilder(issuer, self.subject, key)
-            .serial_number(x509.random_serial_number())  # 159 random bits
-            .not_valid_before(self.times["notBefore"])
-            .not_valid_after(min([self.times["notAfter"], *(ca.not_valid_after_utc for ca in self.issuers)]))
-        )
-        for value, critical in self.profile(key):
-            builder = builder.add_extension(value, critical)
-        return cast(x509.Certificate, signer.sign(builder))
+    above = task.above
+    cert_pem = to_pem(certificate)
+    chain = [certificate]
+    not_after = certificate.not_valid_after_utc
+    if above is None:
+        intermediates_pem = b""
+        anchor_pem = cert_pem
+        cross_pem = read_cross(task.folder, certificate)
+    else:
+        chain.extend(above.chain)
+        not_after = min(not_after, above.not_after)
+        intermediates_pem = cert_pem + above.intermediates_pem
+        anchor_pem = above.anchor_pem
+        cross_pem = above.cross_pem
 
-    def renew(self, path: str) -> None:
-        """Replace the certificate by a new one for the same key; if that fails, it stays in force."""
-        try:
-            if self.is_ca and self.certificate.subject != self.subject:
-                raise Fault(f"{path}: its children name this subject, not that of {self.where}")
-            renewed = self.certify(self.certificate.public_key())
-            if self.above:
-                self.above.verify(path, renewed)
-            self.certificate, self.state = renewed, "renewed"
-        except (Fault, OSError) as error:
-            complain("error", error)
+    lists = lists_of_chain(own_list, above)
+    return Authority(
+        path=task.folder.path,
+        chain=tuple(chain),
+        not_after=not_after,
+        key_identifier=key_identifier(certificate),
+        lists=lists,
+        revoked=serial_numbers(own_list),
+        signer=task.signer,
+        verifier=Verifier(task.entry.name, tuple(chain), lists, task.run.verify_at),
+        record=set(task.folder.record),
+        intermediates_pem=intermediates_pem,
+        anchor_pem=anchor_pem,
+        cross_pem=cross_pem,
+        own_list_pem=to_pem(own_list),
+        lists_pem=to_pem(*lists),
+    )
 
-    def profile(self, key: Any) -> Iterator[tuple[x509.ExtensionType, bool]]:
-        """Yield the extensions that a certificate for a key has, and whether they are critical."""
-        own = x509.SubjectKeyIdentifier.from_public_key(key)
-        from_key = x509.AuthorityKeyIdentifier.from_issuer_public_key
-        above = key_identifier(self.above.certificate) if self.above else from_key(key)
-        for name, (value, critical) in self.extensions.items():
-            if value is None:
-                value = own if name == "subjectKeyIdentifier" else above
-            yield value, critical
 
-    def match(self, path: str) -> None:
-        """Have the certificate match key, request and the higher CA's. Raises Fault, OSError."""
-        public, key = cast(Any, self.certificate.public_key()), f"{self.folder}/key.pem"
-        key_type(path, public)
-        if os.path.exists(key) and os.stat(key).st_mode & 0o077:
-            complain("warning", f"{key}: not for its owner only: chmod 600 {key}")
-        if not self.locked and self.key is not None and self.key.public_key() != public:
-            raise Fault(f"{path}: is for another key than {key}")
-        found, needed = self.certificate.extensions, {"basicConstraints", "subjectKeyIdentifier"}
-        if self.is_ca and not needed <= {x.oid._name for x in found if getattr(x.value, "ca", True)}:
-            raise Fault(f"{path}: is no CA's certificate: it takes CA:TRUE and a subjectKeyIdentifier")
-        if "csr.pem" in self.holds and self.requested_key() != public:
-            raise Fault(f"{path}: is for another key than {self.folder}/csr.pem")
-        self.cross: bytes = self.above.cross if self.above else b""
-        if "cross.pem" in self.holds and not self.above:
-            cross = read_pem(f"{self.folder}/cross.pem", x509.load_pem_x509_certificate)
-            same = (cross.subject, cross.public_key()) == (self.certificate.subject, public)
-            if not same or cross.issuer == self.certificate.subject:
-                raise Fault(f"{self.folder}/cross.pem: is no higher CA's certificate for this name and key")
-            self.cross = pem(cross)
+def lists_of_chain(
+    own_list: RevocationList | None, above: Authority | None
+) -> tuple[RevocationList, ...]:
+    """Return the lists of a CA and of all CAs above it; none at all if one is missing."""
+    if own_list is None:
+        return ()
+    if above is None:
+        return (own_list,)
+    if not above.lists:
+        return ()
+    return (own_list, *above.lists)
 
-    def compare(self, path: str) -> None:
-        """Warn of what is not as the configuration says, and of a life that is nearly over."""
-        public: Any = self.certificate.public_key()
-        found = {(e.oid._name, e.critical, e.value.public_bytes()) for e in self.certificate.extensions}
-        wanted = {(v.oid._name, critical, v.public_bytes()) for v, critical in self.profile(public)}
-        differs = {name for name, _, _ in found ^ wanted} - {"authorityKeyIdentifier"}
-        differs |= {"key type"} if key_type(path, public) != self.fields["key"] else set()
-        differs |= {"subject"} if self.certificate.subject != self.subject else set()
-        if differs:
-            complain("warning", f"{path}: {self.where} has another {', '.join(sorted(differs))}")
-        if self.state == "kept" and self.due:
-            complain("warning", f"{path}: due for --renew, ends on {self.certificate.not_valid_after_utc:%F}")
 
-    def newest_list(self) -> tuple[int, x509.CertificateRevocationList | None]:
-        """Return the number and the CA's list, its own or else a node's copy. Raises Fault, OSError."""
-        path, ca, kept = f"{self.folder}/crl.pem", self.certificate, "crl.pem" in self.holds
-        own = Path(path).read_bytes() if kept else b""
-        number, newest, newest_in = -1, None, None
-        for data, place in ({own: path} | lists_in(os.path.dirname(self.folder))).items():  # read once
-            try:
-                for each in map(x509.load_pem_x509_crl, re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)):
-                    found = max((getattr(x.value, "crl_number", 0) for x in each.extensions), default=0)
-                    mine = each.issuer == ca.subject and each.is_signature_valid(cast(Any, ca.public_key()))
-                    if mine and found > number:
-                        number, newest, newest_in = found, each, data
-            except INVALID:
-                if not kept:  # else what is damaged of a node's is written anew
-                    raise Fault(f"{place}: is damaged, or not what its name says") from None
-        if kept and newest_in != own:
-            raise Fault(f"{path}: is not this CA's newest list: rm {path}, and run again to restore it")
-        if newest is None and self.issued and os.path.exists(f"{self.folder}/key.pem"):
-            raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
-        return number, newest
+def verify_and_write(
+    task: Task, draft: Draft, own: Authority | None, problems: list[Problem]
+) -> str:
+    """Take the steps (6) to (10), and return the entry's state. Raises Fault, OSError."""
+    folder = task.folder
+    path = f"{folder.path}/cert.pem"
+    # A root is its own issuer.
+    issuer = cast(Authority, task.above or own)
+    crl_pem = issuer.lists_pem if own is None else own.own_list_pem
 
-    def own_list(self, options: argparse.Namespace) -> tuple[x509.CertificateRevocationList, ...]:
-        """Keep, extend, refresh or begin a CA's list (RFC 5280, section 5). Raises Fault, OSError."""
-        path, ca, last = f"{self.folder}/crl.pem", self.certificate, self.certificate.not_valid_after_utc
-        number, own = self.newest_list()
-        self.revoked = {} if own is None else {each.serial_number: each for each in own}
-        named = self.records({x for x in self.issued if x.rpartition("-")[0] in options.revoke})
-        added = [x for x in named if x.not_valid_after_utc > NOW and x.serial_number not in self.revoked]
-        if own is not None and not added:
-            ends = own.next_update_utc or last
-            if last <= NOW or ends - (ends - own.last_update_utc) / 3 >= NOW:
-                return (own,)
-            if self.locked or self.key is None:
-                if ends <= NOW:
-                    raise Fault(f"{path}: has expired: the next one takes {self.folder}/key.pem")
-                complain("warning", f"{path}: ends on {ends:%F}: the next one takes {self.folder}/key.pem")
-                return (own,)
-        if self.key is None:
-            what = "stays as it is" if added else "is missing, so no node below can check who is revoked"
-            complain("error" if added else "warning", f"{path}: {what}: it takes {self.folder}/key.pem")
-            return () if own is None else (own,)
-        for certificate in added:
-            entry = x509.RevokedCertificateBuilder(certificate.serial_number, NOW)
-            if options.reason != "unspecified":  # is left out instead (RFC 5280, 5.3.1)
-                reason = x509.ReasonFlags(options.reason or "cessationOfOperation")
-                entry = entry.add_extension(x509.CRLReason(reason), False)
-            self.revoked[certificate.serial_number] = entry.build()
-        ends = min(self.times.get("nextUpdate", last), last)
-        builder = (  # begins a little in the past, for clocks that are behind
-            x509.CertificateRevocationListBuilder(ca.subject)
-            .last_update(max(ca.not_valid_before_utc, NOW - min(timedelta(days=1), (ends - NOW) / 12)))
-            .next_update(ends)
-            .add_extension(x509.CRLNumber(max(number, 0) + 1), False)
-            .add_extension(key_identifier(ca), False)
-        )
-        for each in self.revoked.values():
-            builder = builder.add_revoked_certificate(each)
-        return (self.sign(builder),)
+    # (6) Spread: a newer list replaces an old one even if a later step fails. A folder's first
+    # list waits for step (10).
+    if crl_pem and "crl.pem" in folder.file_names:
+        update_folder(folder.path, folder.file_names, {"crl.pem": crl_pem})
 
-    def records(self, names: set[str]) -> list[x509.Certificate]:
-        """Return what the files of these names in a CA's issued/ hold. Raises Fault, OSError."""
-        return [read_pem(f"{self.folder}/issued/{x}", x509.load_pem_x509_certificate) for x in sorted(names)]
+    # (7) Refuse a revoked certificate, unless this run was ordered to revoke it.
+    if is_revoked(task, draft.certificate):
+        if task.entry.name in task.run.orders.revoke:
+            return "revoked"
+        raise Fault(f"{path}: certificate revoked: rm -r {folder.path}, and run again")
+
+    # (8) Verify: no certificate is written unless OpenSSL accepts its chain.
+    issuer.verifier.verify(path, draft.certificate)
+
+    # (9) Compare, unless everything is new.
+    if not folder.is_new():
+        for problem in compare(task, draft):
+            problems.append(problem)
+
+    # (10) Write. The record comes first, so that whatever is in use can be revoked.
+    cert_pem = to_pem(draft.certificate)
+    if task.above is not None:
+        add_to_record(task.above, task.entry.name, draft.certificate, cert_pem)
+    write(task, draft, issuer, cert_pem, crl_pem)
+    return draft.state
+
+
+def write(
+    task: Task, draft: Draft, issuer: Authority, cert_pem: bytes, crl_pem: bytes
+) -> None:
+    """Write what is new or differs. Raises OSError."""
+    files: dict[str, bytes] = {}
+    if task.folder.is_new():
+        files["key.pem"] = task.signer.pem or b""
+    if draft.state != "kept":
+        files["cert.pem"] = cert_pem
+    if crl_pem:
+        files["crl.pem"] = crl_pem
+    files["fullchain.pem"] = cert_pem + issuer.intermediates_pem + issuer.cross_pem
+    files["ca.pem"] = issuer.anchor_pem
+    update_folder(task.folder.path, task.folder.file_names, files)
+
+
+def add_to_record(
+    issuer: Authority, name: str, certificate: x509.Certificate, cert_pem: bytes
+) -> None:
+    """Add a certificate to its issuer's record, unless it is there already. Raises OSError."""
+    file_name = f"{name}-{certificate.serial_number:X}.pem"
+    if file_name not in issuer.record:
+        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: cert_pem})
+        issuer.record.add(file_name)
+
+
+def tree_line(
+    task: Task, certificate: x509.Certificate, state: str, own: Authority | None
+) -> str:
+    """Return an entry's line of the tree, indented by its depth."""
+    depth = 0
+    if task.above is not None:
+        depth = len(task.above.chain)
+    name = "  " * depth + task.entry.name
+    key = key_type(certificate.public_key())
+    by = task.entry.issuer or "itself"
+    ends = certificate.not_valid_after_utc
+
+    notes = ""
+    if state in ("made", "renewed") and ends < task.entry.not_after:
+        notes += f", with {by}"
+    if own is not None and own.revoked:
+        notes += f", {len(own.revoked)} revoked"
+    if not task.signer.is_here():
+        notes += ", key elsewhere"
+    return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
+
+
+# --- 4. Certificates -------------------------------------------------------------------------
+
+
+def first_certificate(task: Task) -> x509.Certificate:
+    """Certify the key in a request or, without one, the entry's own. Raises Fault, OSError."""
+    folder = task.folder
+    if folder.request is not None:
+        return certify(task, requested_key(folder.path, folder.request))
+    if not task.signer.is_here():
+        advice = f"put one there, or rm -r {folder.path}"
+        raise Fault(f"{folder.path}: no key.pem or csr.pem: {advice}")
+    return certify(task, task.signer.open().public_key())
+
+
+def must_renew(task: Task, certificate: x509.Certificate) -> bool:
+    """Tell whether a new certificate is ordered. A revoked one is never renewed."""
+    if is_revoked(task, certificate):
+        return False
+    if task.entry.name in task.run.orders.renew:
+        return True
+    return task.run.orders.renew_due and is_due(task.run, certificate)
+
+
+def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certificate:
+    """Return a new certificate for the same key. Raises Fault, OSError."""
+    path = f"{task.folder.path}/cert.pem"
+    if task.entry.is_ca and certificate.subject != task.entry.subject:
+        where = task.entry.where
+        raise Fault(f"{path}: its children name this subject, not that of {where}")
+    renewed = certify(task, certificate.public_key())
+    if task.above is not None:
+        task.above.verifier.verify(path, renewed)
+    return renewed
+
+
+def certify(task: Task, key: object) -> x509.Certificate:
+    """Certify a key, unless it is weak or was revoked. Raises Fault, OSError.
+
+    If the issuer's key is elsewhere, a signing request is left for it in the folder.
+    """
+    path = f"{task.folder.path}/csr.pem"
+    check_key(path, key)
+    public_key = cast("PublicKey", key)
+
+    issuer_path = task.folder.path
+    issuer_signer = task.signer
+    if task.above is not None:
+        refuse_revoked_key(task, public_key, task.above)
+        issuer_path = task.above.path
+        issuer_signer = task.above.signer
+
+    if not issuer_signer.is_here():
+        leave_request(task)
+        advice = f"have {issuer_path} sign it, put cert.pem beside it, and run again"
+        raise Fault(f"{path}: {advice}")
+    return sign_certificate(task.entry, public_key, task.above, issuer_signer)
+
+
+def sign_certificate(
+    entry: Entry, public_key: PublicKey, above: Authority | None, signer: Signer
+) -> x509.Certificate:
+    """Return a new certificate, signed with the issuer's key (RFC 5280, section 4.1)."""
+    issuer = entry.subject
+    not_after = entry.not_after
+    if above is not None:
+        issuer = above.chain[0].subject
+        # No certificate outlives its issuers.
+        not_after = min(not_after, above.not_after)
+
+    builder = (
+        x509.CertificateBuilder()
+        .issuer_name(issuer)
+        .subject_name(entry.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(entry.not_before)
+        .not_valid_after(not_after)
+    )
+    for extension in entry.extensions:
+        value = value_for(extension, public_key, above)
+        builder = builder.add_extension(value, extension.critical)
+    return builder.sign(signer.open(), signer.digest())
+
+
+def value_for(
+    extension: Extension, public_key: PublicKey, above: Authority | None
+) -> x509.ExtensionType:
+    """Return an extension's value. A key identifier is made from the key that it names."""
+    if extension.value is not None:
+        return extension.value
+    if extension.oid == x509.SubjectKeyIdentifier.oid:
+        return x509.SubjectKeyIdentifier.from_public_key(public_key)
+    if above is None:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
+    return above.key_identifier
+
+
+def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """Return the authorityKeyIdentifier of all that a CA signs (RFC 5280, 4.2.1.1)."""
+    own = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+
+
+def leave_request(task: Task) -> None:
+    """Write a signing request (RFC 2986), unless there is one. Raises Fault, OSError."""
+    folder = task.folder
+    if folder.request is not None or not task.signer.is_here():
+        return
+    builder = x509.CertificateSigningRequestBuilder().subject_name(task.entry.subject)
+    request = builder.sign(task.signer.open(), task.signer.digest())
+    files = {"csr.pem": to_pem(request)}
+    if folder.is_new():
+        files["key.pem"] = task.signer.pem or b""
+    update_folder(folder.path, folder.file_names, files)
+
+
+def is_due(run: Run, certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate is in the last third of its life, or past its end."""
+    begins = certificate.not_valid_before_utc
+    return in_last_third(run, begins, certificate.not_valid_after_utc)
+
+
+def in_last_third(run: Run, begins: datetime, ends: datetime) -> bool:
+    """Tell whether more than two thirds of a lifetime have passed."""
+    return run.now > ends - (ends - begins) / 3
+
+
+# --- 5. Revocation lists ---------------------------------------------------------------------
+
+
+def settle_list(
+    task: Task, ca: x509.Certificate, problems: list[Problem]
+) -> RevocationList | None:
+    """Keep, extend, refresh or begin a CA's list. Raises Fault, OSError.
+
+    the list is           key at hand   pass phrase to be typed   key elsewhere
+    good                  kept          kept                      kept
+    in its last third     refreshed     kept, with a warning      kept, with a warning
+    expired               refreshed     error                     error
+    extended (--revoke)   extended      extended, after typing    kept, with an error
+    not there yet         begun         begun, after typing       missing, with a warning
+
+    A list that was there and is lost comes back from a copy, in newest_list, or is an error.
+    """
+    path = f"{task.folder.path}/crl.pem"
+    needs_key = f"it takes {task.signer.path}"
+    current = newest_list(task, ca)
+    added = newly_revoked(task, current)
+
+    if current is not None and not added:
+        if not list_is_due(task.run, ca, current):
+            return current
+        if not task.signer.is_here() or task.signer.is_locked():
+            problems.append(list_stays(task, ca, current))
+            return current
+
+    if not task.signer.is_here():
+        if added:
+            problems.append(Problem("error", f"{path}: stays as it is: {needs_key}"))
+        else:
+            why = "is missing, so no node below can check who is revoked"
+            problems.append(Problem("warning", f"{path}: {why}: {needs_key}"))
+        return current
+
+    crl = next_list(task, ca, current, added)
+    # match() can't compare a key that is still encrypted.
+    if not is_signed_by(crl, ca):
+        raise Fault(f"{task.folder.path}/cert.pem: is for another key than {task.signer.path}")
+    return crl
+
+
+def list_stays(task: Task, ca: x509.Certificate, current: RevocationList) -> Problem:
+    """Return a warning that a list needs its CA's key soon. Raises Fault if it has expired."""
+    path = f"{task.folder.path}/crl.pem"
+    ends = end_of_list(ca, current)
+    if ends <= task.run.now:
+        raise Fault(f"{path}: has expired: the next one takes {task.signer.path}")
+    text = f"{path}: ends on {ends.date()}: the next one takes {task.signer.path}"
+    return Problem("warning", text)
+
+
+def next_list(
+    task: Task,
+    ca: x509.Certificate,
+    current: RevocationList | None,
+    added: Sequence[x509.Certificate],
+) -> RevocationList:
+    """Return a CA's next list: what was revoked, and what is added (RFC 5280, section 5)."""
+    now = task.run.now
+    number = 0
+    revoked: list[x509.RevokedCertificate] = []
+    if current is not None:
+        number = crl_number(current)
+        revoked.extend(current)
+    for certificate in added:
+        revoked.append(revoked_certificate(task.run, certificate))
+
+    ends = ca.not_valid_after_utc
+    if task.entry.next_update is not None:
+        ends = min(ends, task.entry.next_update)
+    # Backdated by a twelfth of its life, at most a day, for robots whose clocks are behind.
+    begins = now - min(timedelta(days=1), (ends - now) / 12)
+
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ca.subject)
+        .last_update(max(begins, ca.not_valid_before_utc))
+        .next_update(ends)
+        .add_extension(x509.CRLNumber(number + 1), critical=False)
+        .add_extension(key_identifier(ca), critical=False)
+    )
+    for each in revoked:
+        builder = builder.add_revoked_certificate(each)
+    return builder.sign(task.signer.open(), task.signer.digest())
+
+
+def revoked_certificate(run: Run, certificate: x509.Certificate) -> x509.RevokedCertificate:
+    """Return what a list says about a certificate (RFC 5280, section 5.3)."""
+    builder = (
+        x509.RevokedCertificateBuilder()
+        .serial_number(certificate.serial_number)
+        .revocation_date(run.now)
+    )
+    # The RFC wants this reason to be left out.
+    if run.orders.reason != "unspecified":
+        reason = x509.CRLReason(x509.ReasonFlags(run.orders.reason))
+        builder = builder.add_extension(reason, critical=False)
+    return builder.build()
+
+
+def newly_revoked(task: Task, current: RevocationList | None) -> list[x509.Certificate]:
+    """Return what --revoke adds to a list: unexpired certificates. Raises Fault, OSError."""
+    already = serial_numbers(current)
+    added = []
+    for file_name in sorted(task.folder.record):
+        name, _, _ = file_name.rpartition("-")
+        if name in task.run.orders.revoke:
+            certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
+            is_alive = certificate.not_valid_after_utc > task.run.now
+            if is_alive and certificate.serial_number not in already:
+                added.append(certificate)
+    return added
+
+
+def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
+    """Return a CA's own list or, if it is lost, the newest copy. Raises Fault, OSError."""
+    path = f"{task.folder.path}/crl.pem"
+    copy = newest_of(task.run.copies, ca)
+
+    if "crl.pem" in task.folder.file_names:
+        own = newest_of((read_lists(path),), ca)
+        if own is None or (copy is not None and crl_number(copy) > crl_number(own)):
+            advice = f"rm {path}, and run again to restore it"
+            raise Fault(f"{path}: is not this CA's newest list: {advice}")
+        return own
+
+    for file in task.run.copies:
+        # A damaged file may hold the newest copy. A new CA has no copy yet.
+        if file.lists is None and not task.folder.is_new():
+            raise Fault(f"{file.path}: is damaged, or not what its name says")
+    if copy is None and task.folder.record and task.signer.is_here():
+        raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
+    return copy
+
+
+def newest_of(files: Sequence[ListFile], ca: x509.Certificate) -> RevocationList | None:
+    """Return the list with the highest number among those that a CA signed."""
+    newest: RevocationList | None = None
+    for file in files:
+        for crl in file.lists or ():
+            is_newer = newest is None or crl_number(crl) > crl_number(newest)
+            if is_newer and is_signed_by(crl, ca):
+                newest = crl
+    return newest
+
+
+def is_signed_by(crl: RevocationList, ca: x509.Certificate) -> bool:
+    """Tell whether a CA signed a list."""
+    if crl.issuer != ca.subject:
+        return False
+    return crl.is_signature_valid(cast("PublicKey", ca.public_key()))
+
+
+def crl_number(crl: RevocationList) -> int:
+    """Return a list's number; 0 if it has none (RFC 5280, section 5.2.3)."""
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return 0
+
+
+def serial_numbers(crl: RevocationList | None) -> frozenset[int]:
+    """Return the serial numbers on a list; none if there is no list."""
+    if crl is None:
+        return frozenset()
+    return frozenset(entry.serial_number for entry in crl)
+
+
+def end_of_list(ca: x509.Certificate, crl: RevocationList) -> datetime:
+    """Return when a list ends: without a nextUpdate, with its CA."""
+    return crl.next_update_utc or ca.not_valid_after_utc
+
+
+def list_is_due(run: Run, ca: x509.Certificate, crl: RevocationList) -> bool:
+    """Tell whether a list is in the last third of its life. An expired CA's is never due."""
+    if ca.not_valid_after_utc <= run.now:
+        return False
+    return in_last_third(run, crl.last_update_utc, end_of_list(ca, crl))
+
+
+def is_revoked(task: Task, certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate is on its issuer's list."""
+    return task.above is not None and certificate.serial_number in task.above.revoked
+
+
+def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
+    """Raise Fault for a key that was revoked under the entry's name. Raises OSError."""
+    # A key that was made in this run can't have been revoked.
+    if task.folder.is_new():
+        return
+    for serial_number in above.revoked:
+        file_name = f"{task.entry.name}-{serial_number:X}.pem"
+        if file_name in above.record:
+            revoked = load_certificate(f"{above.path}/issued/{file_name}")
+            if revoked.public_key() == key:
+                path = task.folder.path
+                raise Fault(f"{path}: is revoked: rm -r {path}, and run again for a new key")
+
+
+# --- 6. Checks -------------------------------------------------------------------------------
+
+
+FLAGS = crypto.X509StoreFlags
+MEND = "--renew it, or mend its configuration"
+
+
+class Verifier:
+    """Has OpenSSL verify what one CA signed: in strict mode, and with revocation lists.
+
+    The first certificate is verified up to the anchor, with the lists of all CAs between.
+    That proves the CA's own certificate, so the next ones are verified up to the CA only, with
+    the CA's list. There are two exceptions:
+
+    - Where a CA in the chain limits names (RFC 5280, 4.2.1.10) or addresses (RFC 3779), every
+      certificate is verified up to the anchor, since limits hold for all that is below.
+    - Where a list is missing, as its CA's key is elsewhere, OpenSSL looks at no list at all.
+      settle_list has warned about that, and the nodes below get no crl.pem.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        chain: tuple[x509.Certificate, ...],
+        lists: tuple[RevocationList, ...],
+        verify_at: datetime | None,
+    ) -> None:
+        self.name = name
+        self.chain = chain
+        self.lists = lists
+        self.verify_at = verify_at
+        self.limits_names = any(limits_names(ca) for ca in chain)
+        self.ca_store: crypto.X509Store | None = None  # trusts the CA, once it is proven
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
-        """Have OpenSSL verify what this CA signed: the first to the anchor, others to here. Raises Fault."""
-        if (digest := getattr(certificate.signature_hash_algorithm, "name", "")) in ("md5", "sha1"):
-            raise Fault(f"{path}: is signed with {digest}, which can be forged")
-        store = self.store or trust_store(self.chain[-1], self.lists, FLAGS.CRL_CHECK_ALL)
+        """Have OpenSSL verify a certificate (X509_verify_cert(3)). Raises Fault."""
+        digest = certificate.signature_hash_algorithm
+        # Unlike a TLS context, a store has no security level that rejects MD5 or SHA-1.
+        if digest is not None and digest.name in ("md5", "sha1"):
+            raise Fault(f"{path}: is signed with {digest.name}, which can be forged")
+
         leaf = crypto.X509.from_cryptography(certificate)
-        between = [] if self.store else [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
         try:
-            *_, by = crypto.X509StoreContext(store, leaf, between).get_verified_chain()[:2]
+            if self.ca_store is None:
+                self.verify_to_anchor(path, leaf)
+            else:
+                crypto.X509StoreContext(self.ca_store, leaf).verify_certificate()
         except crypto.X509StoreContextError as error:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
-            advice = "set the clock" if "not yet" in str(error) else "--renew it, or mend its configuration"
+            advice = MEND
+            if "not yet" in str(error):
+                advice = "set the clock"
             raise Fault(f"{path}: {error} ({whose}): {advice}") from None
-        if not self.store and by.to_cryptography() != self.certificate:
-            raise Fault(f"{path}: is not signed by {self.name}: --renew it, or mend its configuration")
-        if not (self.store or INHERITED & {x.oid.dotted_string for ca in self.chain for x in ca.extensions}):
-            self.store = trust_store(self.certificate, self.lists[:1], FLAGS.PARTIAL_CHAIN)
 
-    def line(self) -> str:
-        """Return what a person reads of it, indented as in the tree."""
-        by, ends = self.issuer or "itself", self.certificate.not_valid_after_utc
-        note = f", with {by}" if self.state in ("made", "renewed") and ends < self.times["notAfter"] else ""
-        note += f", {len(self.revoked)} revoked" if self.revoked else ""
-        note += "" if {"key.pem"} & (self.holds | self.files.keys()) else ", key elsewhere"
-        name, key = "  " * len(self.issuers) + self.name, self.certificate.public_key()
-        return f"{name:16}  {self.state:7}  {key_type(name, key):13}  by {by:10}  until {ends:%F}{note}"
+    def verify_to_anchor(self, path: str, leaf: crypto.X509) -> None:
+        """Verify a whole chain; from then on, stop at the CA, unless there are limits.
+
+        Raises Fault, crypto.X509StoreContextError.
+        """
+        store = self.store(self.chain[-1], self.lists, FLAGS.CRL_CHECK_ALL)
+        intermediates = [crypto.X509.from_cryptography(ca) for ca in self.chain[:-1]]
+        chain = crypto.X509StoreContext(store, leaf, intermediates).get_verified_chain()
+
+        # The issuer comes second. A root is alone in its chain.
+        issuer = chain[0]
+        if len(chain) > 1:
+            issuer = chain[1]
+        if issuer.to_cryptography() != self.chain[0]:
+            raise Fault(f"{path}: is not signed by {self.name}: {MEND}")
+
+        if not self.limits_names:
+            own_list = self.lists[:1]
+            self.ca_store = self.store(self.chain[0], own_list, FLAGS.PARTIAL_CHAIN)
+
+    def store(
+        self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
+    ) -> crypto.X509Store:
+        """Return what OpenSSL verifies by (X509_VERIFY_PARAM_set_flags(3))."""
+        store = crypto.X509Store()
+        store.add_cert(crypto.X509.from_cryptography(trusted))
+        for crl in lists:
+            store.add_crl(crl)
+        if self.verify_at is not None:
+            store.set_time(self.verify_at)
+
+        flags |= FLAGS.X509_STRICT | FLAGS.CHECK_SS_SIGNATURE
+        # Without this one, CRL_CHECK_ALL has no effect.
+        if lists:
+            flags |= FLAGS.CRL_CHECK
+        store.set_flags(flags)
+        return store
 
 
-def walk(keys: str, entries: dict[str, Entry], options: argparse.Namespace) -> int:
-    """Visit every entry, the issuers first; return the exit status. Raises Fault, OSError."""
-    issued = {x.name.rpartition("-")[0] for ca in entries for x in Path(keys, ca, "issued").glob("*.pem")}
-    for name in {*(options.renew or [])} - {*entries} | {*options.revoke} - issued:
-        raise ConfigurationError(f"{name}: there is no such entry, or no certificate of that name")
-    if not os.path.lexists(keys):  # ask before anything is written, not in the midst of it
-        for variable in filter(None, [entry.passphrase for entry in entries.values()]):
-            pass_phrase(variable, new=True)
+def limits_names(ca: x509.Certificate) -> bool:
+    """Tell whether a CA limits the names or addresses of everything below it."""
+    return any(
+        extension_row(extension.oid.dotted_string).limits_below for extension in ca.extensions
+    )
+
+
+def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
+    """Check that certificate, key and request match, and yield warnings. Raises Fault."""
+    path = f"{task.folder.path}/cert.pem"
+    key_path = task.signer.path
+    public_key = certificate.public_key()
+    check_key(path, public_key)
+
+    if task.folder.key_pem is not None and os.stat(key_path).st_mode & 0o077:
+        text = f"{key_path}: not for its owner only: chmod 600 {key_path}"
+        yield Problem("warning", text)
+
+    is_readable = task.signer.is_here() and not task.signer.is_locked()
+    if is_readable and task.signer.open().public_key() != public_key:
+        raise Fault(f"{path}: is for another key than {key_path}")
+
+    if task.entry.is_ca and not is_ca_certificate(certificate):
+        needs = "it takes CA:TRUE and a subjectKeyIdentifier"
+        raise Fault(f"{path}: is no CA's certificate: {needs}")
+
+    request = task.folder.request
+    if request is not None and requested_key(task.folder.path, request) != public_key:
+        raise Fault(f"{path}: is for another key than {task.folder.path}/csr.pem")
+
+
+def is_ca_certificate(certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate has CA:TRUE, and the identifier that others name it by."""
+    try:
+        extensions = certificate.extensions
+        extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+# The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
+RSA_PSS = bytes.fromhex("2a864886f70d01010a")
+
+
+def requested_key(folder: str, request: Request) -> object:
+    """Return the key in a request, which must have signed it (RFC 2986, 3). Raises Fault."""
+    # cryptography accepts no signature with SHA-1. It takes an RSA-PSS key for a plain one.
+    if not request.is_signature_valid or RSA_PSS in request.tbs_certrequest_bytes:
+        why = "its signature is wrong or by SHA-1, or its key is RSA-PSS"
+        raise Fault(f"{folder}/csr.pem: {why}")
+    return request.public_key()
+
+
+def compare(task: Task, draft: Draft) -> Iterator[Problem]:
+    """Yield warnings: what differs from the configuration, and a life that is nearly over."""
+    path = f"{task.folder.path}/cert.pem"
+    different = sorted(differences(task, draft.certificate))
+    if different:
+        text = f"{path}: {task.entry.where} has another {', '.join(different)}"
+        yield Problem("warning", text)
+    if draft.state == "kept" and is_due(task.run, draft.certificate):
+        ends = draft.certificate.not_valid_after_utc.date()
+        yield Problem("warning", f"{path}: due for --renew, ends on {ends}")
+
+
+def differences(task: Task, certificate: x509.Certificate) -> set[str]:
+    """Return the names of what differs from the configuration."""
+    public_key = certificate.public_key()
+    different: set[str] = set()
+    if key_type(public_key) != task.entry.key_type:
+        different.add("key type")
+    if certificate.subject != task.entry.subject:
+        different.add("subject")
+
+    found = set()
+    for each in certificate.extensions:
+        found.add((each.oid, each.critical, each.value.public_bytes()))
+    wanted = set()
+    for extension in task.entry.extensions:
+        value = value_for(extension, cast("PublicKey", public_key), task.above)
+        wanted.add((extension.oid, extension.critical, value.public_bytes()))
+    for oid, _, _ in found.symmetric_difference(wanted):
+        different.add(extension_row(oid.dotted_string).name)
+
+    # This one depends on the issuer's certificate, and OpenSSL has checked it.
+    different.discard("authorityKeyIdentifier")
+    return different
+
+
+def read_cross(folder: Folder, anchor: x509.Certificate) -> bytes:
+    """Return an anchor's cross.pem; empty if there is none. Raises Fault, OSError."""
+    if "cross.pem" not in folder.file_names:
+        return b""
+    path = f"{folder.path}/cross.pem"
+    cross = load_certificate(path)
+    has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
+    if not has_name or cross.public_key() != anchor.public_key():
+        raise Fault(f"{path}: is no higher CA's certificate for this name and key")
+    return to_pem(cross)
+
+
+# --- 7. Folders and files --------------------------------------------------------------------
+
+
+class ListFile(NamedTuple):
+    """A crl.pem, and the lists in it."""
+
+    path: str
+    lists: tuple[RevocationList, ...] | None  # None: the file is damaged
+
+
+def read_folder(path: str) -> Folder:
+    """Return what an entry's folder holds. Raises Fault, OSError."""
+    # lexists: a link to nowhere is an error below, not a new folder.
+    if not os.path.lexists(path):
+        return Folder(path, frozenset(), None, None, None, frozenset())
+
+    file_names = frozenset(os.listdir(path))
+    key_pem = None
+    certificate = None
+    request = None
+    record: frozenset[str] = frozenset()
+    # exists: key.pem may be a link to a USB stick that is not plugged in.
+    if os.path.exists(f"{path}/key.pem"):
+        key_pem = read_file(f"{path}/key.pem")
+    if "cert.pem" in file_names:
+        certificate = load_certificate(f"{path}/cert.pem")
+    if "csr.pem" in file_names:
+        request = load_pem(f"{path}/csr.pem", x509.load_pem_x509_csr)
+    if "issued" in file_names:
+        record = frozenset(os.listdir(f"{path}/issued"))
+    return Folder(path, file_names, key_pem, certificate, request, record)
+
+
+def read_file(path: str) -> bytes:
+    """Return a file's bytes. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def load_certificate(path: str) -> x509.Certificate:
+    """Return the certificate in a PEM file. Raises Fault, OSError."""
+    return cast(x509.Certificate, load_pem(path, x509.load_pem_x509_certificate))
+
+
+def load_pem(path: str, load: Callable[[bytes], Any]) -> Any:
+    """Return what a PEM file holds, once all of it is parsed. Raises Fault, OSError."""
+    data = read_file(path)
+    try:
+        loaded = load(data)
+        # cryptography parses these when they are first used. Use them, to find damage here.
+        loaded.public_key()
+        _ = loaded.extensions
+    except INVALID:
+        raise Fault(f"{path}: is damaged, or not what its name says") from None
+    return loaded
+
+
+def read_lists(path: str) -> ListFile:
+    """Return the revocation lists in a crl.pem, which may be damaged. Raises OSError."""
+    data = read_file(path)
+    blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
+    try:
+        lists = [x509.load_pem_x509_crl(block) for block in blocks]
+        for crl in lists:
+            _ = crl.extensions
+    except INVALID:
+        return ListFile(path, None)
+    # A file that was cut short has a beginning without an end.
+    if data.count(b"-BEGIN ") != len(lists):
+        return ListFile(path, None)
+    return ListFile(path, tuple(lists))
+
+
+def read_copies(keys: str) -> tuple[ListFile, ...]:
+    """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
+    copies: dict[bytes, ListFile] = {}
+    for name in os.listdir(keys):
+        path = os.path.join(keys, name, "crl.pem")
+        # A folder that can't be read is an error when its own turn comes.
+        with suppress(OSError):
+            data = read_file(path)
+            if data not in copies:
+                copies[data] = read_lists(path)
+    return tuple(copies.values())
+
+
+def update_folder(path: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
+    """Write the files that are new or differ, each one whole. Raises OSError.
+
+    `there` are the names of the files that the folder holds. If there are none, the folder
+    appears whole, too.
+    """
+    if not there:
+        make_folder(path, files)
+        return
+    for name, data in files.items():
+        if name not in there or read_file(f"{path}/{name}") != data:
+            replace_file(path, name, data)
+
+
+def make_folder(path: str, files: Mapping[str, bytes]) -> None:
+    """Make a folder beside its place, and rename it when it is complete. Raises OSError."""
+    parent, folder_name = os.path.split(path)
+    part = os.path.join(parent, f".{folder_name}.part")
+    os.makedirs(part, 0o700, exist_ok=True)
+    for name, data in files.items():
+        create_file(f"{part}/{name}", data, f"{path}/{name}")
+    # An empty folder may be there already. Where there is a file or a link, this fails.
+    os.rename(part, path)
+
+
+def replace_file(folder: str, name: str, data: bytes) -> None:
+    """Create a file beside its place, and rename it when it is complete. Raises OSError."""
+    path = f"{folder}/{name}"
+    part = f"{folder}/.{name}.part"
+    create_file(part, data, path)
+    try:
+        os.rename(part, path)
+    except OSError as error:
+        os.unlink(part)
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def create_file(part: str, data: bytes, path: str) -> None:
+    """Create a file that is to become `path`. Raises OSError, which names `path`."""
+    mode = 0o644
+    if path.endswith("/key.pem"):
+        mode = 0o600
+    try:
+        # The mode holds from the first moment on. O_EXCL follows no link that was put there.
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        if os.path.lexists(part):
+            os.unlink(part)
+        # When the disk is full, the system names no file.
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def to_pem(*objects: x509.Certificate | Request | RevocationList | None) -> bytes:
+    """Return certificates, requests or lists as PEM (RFC 7468), without what is None."""
+    pem = b""
+    for each in objects:
+        if each is not None:
+            pem += each.public_bytes(serialization.Encoding.PEM)
+    return pem
+
+
+@contextmanager
+def locked(keys: str) -> Iterator[None]:
+    """Make the keys folder and lock it: one run at a time works on it. Raises OSError."""
     os.makedirs(keys, 0o700, exist_ok=True)
-    lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)  # ends with this process, however it ends
+    # The kernel releases the lock when this process ends, however it ends.
+    lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):  # what a killed run left
-        for part in Path(keys).glob(pattern):
-            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
-    pool = ThreadPoolExecutor(os.cpu_count())
-    for name, entry in entries.items():  # RSA keys take long: they are made ahead, on all cores
-        if entry.fields["key"].startswith("rsa:") and not os.path.lexists(f"{keys}/{name}"):
-            entry.new_key = pool.submit(KEY_TYPES[entry.fields["key"]]).result
-    failed: dict[str | None, str] = {}  # by name: the entry whose failure it hangs under
-    for count, name in enumerate(names := [*entries], 1):
-        entry = entries[name] if entries[name].is_ca else entries.pop(name)  # to be forgotten when done
-        above, cause = entries.get(entry.issuer or ""), failed.get(entry.issuer)
-        spreads = above is not None and above.lists and "crl.pem" in above.holds  # its list, no more
-        if cause and not (spreads and os.path.exists(f"{keys}/{name}/cert.pem")):
-            failed[name] = cause
-            continue
         try:
-            entry.visit(keys, above, options)
-        except (Fault, OSError, *INVALID) as error:
-            failed[name] = cause or name
-            if not cause:
-                complain("error", error if isinstance(error, (Fault, OSError)) else f"{keys}/{name}: {error}")
-        else:
-            failed |= {name: name} if entry.state == "revoked" else {}
-            if not options.quiet:
-                say(f"[{count:2}/{len(names)}] " * (len(names) > 9) + entry.line())
-    for name, number in Counter(failed.values()).items():
-        if number > 1:
-            kind = "warning" if name in options.revoke else "error"
-            complain(kind, f"{keys}: left alone: {number - 1} below {name}, which failed or is revoked")
-    os.sync()
-    return int(any(kind == "error" for kind, _ in SAID))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
-def main() -> int:
-    """Return the exit status: 0 done, 1 something failed, 2 wrong use, nothing written."""
-    parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("-c", "--config", default="sros_config.yml", help="the hierarchy (%(default)s)")
-    parser.add_argument("-k", "--keys", default="keys", help="the folder of PEM files (%(default)s)")
-    change = parser.add_mutually_exclusive_group()
-    change.add_argument("--renew", metavar="NAME", nargs="*", help="certify anew; no NAME: all that is due")
-    change.add_argument("--revoke", metavar="NAME", nargs="+", default=[], help="put on their issuer's list")
-    parser.add_argument("--reason", choices=REASONS, metavar="WHY", help="keyCompromise, … (RFC 5280, 5.3.1)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
-    options = parser.parse_args()
-    if options.reason and not options.revoke:
-        parser.error("argument --reason: goes with --revoke")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may leave early
-    os.umask(0o022)  # the modes are chosen file by file
+def clear_leftovers(keys: str) -> None:
+    """Remove what a killed run left: whatever was never renamed. Raises OSError."""
+    for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):
+        for part in Path(keys).glob(pattern):
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
+
+
+# --- 8. Keys and pass phrases ----------------------------------------------------------------
+
+
+KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
+    "rsa:2048": partial(rsa.generate_private_key, 65537, 2048),
+    "rsa:3072": partial(rsa.generate_private_key, 65537, 3072),
+    "rsa:4096": partial(rsa.generate_private_key, 65537, 4096),
+    "rsa:6144": partial(rsa.generate_private_key, 65537, 6144),
+    "rsa:7680": partial(rsa.generate_private_key, 65537, 7680),
+    "rsa:8192": partial(rsa.generate_private_key, 65537, 8192),
+    "ec:prime256v1": partial(ec.generate_private_key, ec.SECP256R1()),
+    "ec:secp384r1": partial(ec.generate_private_key, ec.SECP384R1()),
+    "ec:secp521r1": partial(ec.generate_private_key, ec.SECP521R1()),
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+    "ed448": ed448.Ed448PrivateKey.generate,
+}
+ML_DSA = ("ml-dsa-44", "ml-dsa-65", "ml-dsa-87")
+with suppress(ImportError):
+    # cryptography has these (RFC 9881) from release 47 on.
+    from cryptography.hazmat.primitives.asymmetric import mldsa
+
+    KEY_TYPES["ml-dsa-44"] = mldsa.MLDSA44PrivateKey.generate
+    KEY_TYPES["ml-dsa-65"] = mldsa.MLDSA65PrivateKey.generate
+    KEY_TYPES["ml-dsa-87"] = mldsa.MLDSA87PrivateKey.generate
+
+DIGESTS: dict[str, Digest] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
+}
+
+
+class Signer:
+    """An entry's private key, opened when it is first needed."""
+
+    def __init__(
+        self,
+        entry: Entry,
+        phrases: Phrases,
+        path: str,
+        pem: bytes | None,
+        key: PrivateKey | None,
+    ) -> None:
+        self.entry = entry
+        self.phrases = phrases
+        self.path = path
+        self.pem = pem  # None: the key is elsewhere
+        self.key = key  # None: not opened yet
+
+    def is_here(self) -> bool:
+        """Tell whether there is a key, encrypted or not."""
+        return self.pem is not None
+
+    def is_locked(self) -> bool:
+        """Tell whether somebody would have to type the key's pass phrase."""
+        if self.key is not None or self.pem is None or b"ENCRYPTED" not in self.pem:
+            return False
+        variable = self.entry.passphrase
+        return variable is None or not self.phrases.known(variable)
+
+    def open(self) -> PrivateKey:
+        """Return the key, decrypted once. Raises Fault."""
+        if self.key is None:
+            self.key = self.decrypt()
+        return self.key
+
+    def decrypt(self) -> PrivateKey:
+        """Return the key in key.pem. Raises Fault."""
+        pem = self.pem or b""
+        variable = self.entry.passphrase
+        phrase = None
+        if variable is not None and b"ENCRYPTED" in pem:
+            phrase = self.phrases.get(variable)
+        try:
+            key = serialization.load_pem_private_key(pem, phrase)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            why = f"is damaged, or its pass phrase ({variable}) is wrong or not set"
+            raise Fault(f"{self.path}: {why}") from None
+        # Before it signs, its public key is compared with one of a type that can sign.
+        return cast("PrivateKey", key)
+
+    def digest(self) -> Digest | None:
+        """Return what the key signs with; None for the key types that hash by themselves."""
+        if isinstance(self.open(), (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+            return DIGESTS[self.entry.digest]
+        return None
+
+
+def make_key(run: Run, entry: Entry, folder: Folder) -> Signer:
+    """Make a new key, and encrypt it if the entry has a cipher. Raises Fault."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if entry.passphrase is not None:
+        phrase = run.phrases.get(entry.passphrase, new=True)
+        # This is PBES2 with AES-256-CBC (RFC 8018), the one cipher that an entry can have.
+        encryption = serialization.BestAvailableEncryption(phrase)
+    if entry.name in run.new_keys:
+        key = run.new_keys[entry.name].result()
+    else:
+        key = KEY_TYPES[entry.key_type]()
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+    return Signer(entry, run.phrases, f"{folder.path}/key.pem", pem, key)
+
+
+def key_type(public_key: object) -> str:
+    """Return a public key's type as the configuration spells it."""
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return f"rsa:{public_key.key_size}"
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        # SEC 2 has another name for the curve that X9.62 and OpenSSL call prime256v1.
+        return f"ec:{public_key.curve.name.replace('secp256r1', 'prime256v1')}"
+    name = type(public_key).__name__.removesuffix("PublicKey").lower()
+    return name.replace("mldsa", "ml-dsa-")
+
+
+def check_key(path: str, public_key: object) -> None:
+    """Raise Fault for a public key that is weak, or of a type that signs no certificates."""
+    name = key_type(public_key)
+    is_strong_rsa = isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size >= 2048
+    if not is_strong_rsa and name not in KEY_TYPES:
+        raise Fault(
+            f"{path}: its key, {name}, is too weak or of a type that can't be used here"
+        )
+
+
+def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[PrivateKey]]:
+    """Begin to make the RSA keys of all new entries, on all cores, as each one takes long."""
+    new = []
+    for entry in entries:
+        if entry.key_type.startswith("rsa:") and not os.path.lexists(
+            os.path.join(keys, entry.name)
+        ):
+            new.append(entry)
+    if not new:
+        return {}
+
+    # Imported only here, as it would make every other run start a tenth slower.
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    return {entry.name: pool.submit(KEY_TYPES[entry.key_type]) for entry in new}
+
+
+class Phrases(NamedTuple):
+    """Pass phrases, by variable: from the environment, or typed once at the terminal."""
+
+    environment: Mapping[str, str]
+    typed: dict[str, str]
+
+    def known(self, variable: str) -> bool:
+        """Tell whether a pass phrase is at hand without a question."""
+        return variable in self.typed or variable in self.environment
+
+    def get(self, variable: str, new: bool = False) -> bytes:
+        """Return a pass phrase. It is typed twice if it is for a new key. Raises Fault."""
+        if not self.known(variable):
+            self.typed[variable] = ask(variable, new)
+        text = self.typed.get(variable)
+        if text is None:
+            text = self.environment[variable]
+
+        phrase = os.fsencode(text)
+        # OpenSSL's buffer for it (PEM_BUFSIZE) has 1024 bytes.
+        if not 0 < len(phrase) < 1024:
+            raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
+        return phrase
+
+
+def ask(variable: str, new: bool) -> str:
+    """Return the pass phrase that somebody types. Raises Fault."""
     try:
-        return walk(options.keys, read_configuration(options.config), options)
+        # Without a terminal, getpass would read standard input.
+        os.close(os.open("/dev/tty", os.O_RDWR))
+        phrase = getpass.getpass(f"Enter pass phrase ({variable}): ")
+        again = phrase
+        if new:
+            again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
+    except (OSError, EOFError):
+        why = "is no environment variable, and no terminal answers"
+        raise Fault(f"{variable}: {why}") from None
+    if phrase != again:
+        raise Fault(f"{variable}: the two pass phrases differ: run again")
+    return phrase
+
+
+# --- 9. Configuration ------------------------------------------------------------------------
+
+
+class Loader(CSafeLoader):
+    """PyYAML's safe loader, which also
+
+    - refuses deep nesting, which crashes releases before 6.0.4;
+    - refuses a field that is given twice, and a mapping that contains itself;
+    - lets the first of several merges win, as YAML's merge type says; 6.0.4 does the reverse.
+    """
+
+    max_depth = 100  # an entry needs five levels
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.depth = 0
+        # PyYAML notices that an alias contains itself only if it constructs depth first.
+        self.deep_construct = True
+
+    def descend_resolver(self, current_node: Any, current_index: Any) -> None:
+        """Enter a level of nesting. Raises yaml.MarkedYAMLError."""
+        self.depth += 1
+        if self.depth > self.max_depth:
+            text = f"nested more than {self.max_depth} levels deep"
+            raise yaml.MarkedYAMLError(None, None, text, current_node.start_mark)
+        super().descend_resolver(current_node, current_index)
+
+    def ascend_resolver(self) -> None:
+        """Leave a level of nesting."""
+        self.depth -= 1
+        super().ascend_resolver()
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping. Raises yaml.MarkedYAMLError."""
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.items():
+            if count > 1:
+                raise yaml.MarkedYAMLError(
+                    None, None, f"{name!r} stands twice", node.start_mark
+                )
+
+        pairs: list[tuple[Any, Any]] = []
+        for key, value in node.value:
+            if key.value == "<<" and value is node:
+                raise yaml.MarkedYAMLError(
+                    None, None, "an anchor merges itself", node.start_mark
+                )
+            if key.value == "<<" and isinstance(value, yaml.SequenceNode):
+                # "<<: [*a, *b]" becomes "<<: *b" and "<<: *a". Of these, the last one wins.
+                pairs.extend((key, each) for each in reversed(value.value))
+            else:
+                pairs.append((key, value))
+        node.value = pairs
+        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+# A date stays text, since it may also be an offset from now.
+yaml.add_constructor("tag:yaml.org,2002:timestamp", Loader.construct_yaml_str, Loader)
+
+
+def read_configuration(path: str, now: datetime) -> list[Entry]:
+    """Return all entries in the order of the tree. Raises ConfigurationError."""
+    document = load_yaml(path)
+    cas = None
+    if isinstance(document, dict):
+        cas = document.get("keys")
+    if not isinstance(document, dict) or not isinstance(cas, dict) or not cas:
+        text = "must be a mapping with the field keys, a mapping of entries"
+        raise ConfigurationError(f"{path}: {text}")
+    for field in document:
+        if field != "keys" and not str(field).startswith("x-"):
+            text = f"unknown field {field!r}; there is keys, and x-… for anchors"
+            raise ConfigurationError(f"{path}: {text}")
+
+    nodes = cas.pop("nodes", None) or {}
+    if not isinstance(nodes, dict):
+        raise ConfigurationError(f"{path}: keys.nodes: must be a mapping of entries")
+    entries: dict[str, Entry] = {}
+    for name, fields in cas.items():
+        entries[name] = read_entry(f"{path}: keys.{name}", name, fields, True, now)
+    for name, fields in nodes.items():
+        if name in cas:
+            text = f"{name} stands under keys, too, and would be the same folder"
+            raise ConfigurationError(f"{path}: keys.nodes: {text}")
+        entries[name] = read_entry(f"{path}: keys.nodes.{name}", name, fields, False, now)
+
+    ordered = in_tree_order(entries)
+    check_path_lengths(entries)
+    return ordered
+
+
+def load_yaml(path: str) -> object:
+    """Return what a YAML file says. Raises ConfigurationError."""
+    try:
+        with open(path, "rb") as file:
+            return yaml.load(file, Loader)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
+        # PyYAML's own words take several lines.
+        raise ConfigurationError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def in_tree_order(entries: Mapping[str, Entry]) -> list[Entry]:
+    """Return each entry, then what it signs, depth first. Raises ConfigurationError."""
+    below: dict[str | None, list[Entry]] = {}
+    for entry in entries.values():
+        if entry.issuer is not None:
+            issuer = entries.get(entry.issuer)
+            if issuer is None or not issuer.is_ca:
+                text = f"there is no CA {entry.issuer!r} under keys"
+                raise ConfigurationError(f"{entry.where}.issuer: {text}")
+        below.setdefault(entry.issuer, []).append(entry)
+
+    ordered: list[Entry] = []
+    waiting = list(reversed(below.get(None, [])))
+    while waiting:
+        entry = waiting.pop()
+        ordered.append(entry)
+        waiting.extend(reversed(below.get(entry.name, [])))
+
+    reached = {entry.name for entry in ordered}
+    for entry in entries.values():
+        if entry.name not in reached:
+            text = "leads round in a circle, to no self-signed CA"
+            raise ConfigurationError(f"{entry.where}.issuer: {text}")
+    return ordered
+
+
+def check_path_lengths(entries: Mapping[str, Entry]) -> None:
+    """Check the pathlen of all CAs (RFC 5280, section 4.2.1.9). Raises ConfigurationError."""
+    for entry in entries.values():
+        if not entry.is_ca:
+            continue
+        # How many CAs are below the issuer that is looked at, down to this entry.
+        cas_below = 1
+        issuer_name = entry.issuer
+        while issuer_name is not None:
+            issuer = entries[issuer_name]
+            limit = path_length(issuer)
+            if limit is not None and cas_below > limit:
+                text = f"more CAs in a row than {issuer.name}'s pathlen:{limit} admits"
+                raise ConfigurationError(f"{entry.where}.issuer: {text}")
+            cas_below += 1
+            issuer_name = issuer.issuer
+
+
+def path_length(ca: Entry) -> int | None:
+    """Return a CA's pathlen; None if it has no limit."""
+    for extension in ca.extensions:
+        if isinstance(extension.value, x509.BasicConstraints):
+            return extension.value.path_length
+    return None
+
+
+# Forms of values, as regular expressions. A name is a folder.
+NAME = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
+OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
+TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
+DER = "DER:([0-9A-Fa-f]{2}[: ]?)+"
+
+# The fields of an entry and their forms. FORMS, at the end of chapter 10, adds the fields of
+# subject and extensions.
+PLAIN_FIELDS = {
+    "issuer": NAME,
+    # ML-DSA is named even where cryptography lacks it: check_fields then says so.
+    "key": "|".join(dict.fromkeys([*KEY_TYPES, *ML_DSA])),
+    "digest": "|".join(DIGESTS),
+    "cipher": "aes-256-cbc",
+    "passphrase": "[A-Za-z_][A-Za-z0-9_]*",
+    "validity.notBefore": TIME,
+    "validity.notAfter": TIME,
+    "validity.nextUpdate": TIME,
+}
+
+# The fields of a subject: their OIDs, and their forms within the bounds of RFC 5280, A.1.
+SUBJECT_FIELDS = {
+    "countryName": (x509.NameOID.COUNTRY_NAME, "[A-Z]{2}"),
+    "stateOrProvinceName": (x509.NameOID.STATE_OR_PROVINCE_NAME, ".{1,128}"),
+    "localityName": (x509.NameOID.LOCALITY_NAME, ".{1,128}"),
+    "organizationName": (x509.NameOID.ORGANIZATION_NAME, ".{1,64}"),
+    "organizationalUnitName": (x509.NameOID.ORGANIZATIONAL_UNIT_NAME, ".{1,64}"),
+    "commonName": (x509.NameOID.COMMON_NAME, ".{1,64}"),
+    "serialNumber": (x509.NameOID.SERIAL_NUMBER, "[A-Za-z0-9 '()+,./:=?-]{1,64}"),
+    "domainComponent": (x509.NameOID.DOMAIN_COMPONENT, "[A-Za-z0-9-]{1,63}"),
+    "emailAddress": (x509.NameOID.EMAIL_ADDRESS, "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}"),
+}
+
+GROUPS = ("subject", "validity", "extensions")
+
+
+def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -> Entry:
+    """Return one entry. Raises ConfigurationError, with the place."""
+    try:
+        check_form(text_of(name), NAME)
+        if not isinstance(fields, dict):
+            raise ValueError("must be a mapping of fields to their values")
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+
+    values: dict[str, Any] = {}
+    for field, item in fields_of(fields):
+        try:
+            refuse_unknown(field, item)
+            # "~" removes a field.
+            if item is not None:
+                text = with_name(text_of(item), name)
+                values[field] = read_value(field, text, is_ca, now)
+        except INVALID as error:
+            shown = repr(item)
+            if isinstance(item, (dict, list, set)):
+                shown = str(type(item))
+            raise ConfigurationError(f"{where}.{field}: {shown}: {error}") from None
+
+    check_fields(where, values, is_ca)
+    return new_entry(name, where, is_ca, values, now)
+
+
+def new_entry(
+    name: str, where: str, is_ca: bool, values: Mapping[str, Any], now: datetime
+) -> Entry:
+    """Return an entry with values that were checked."""
+    passphrase = None
+    if "cipher" in values:
+        passphrase = values["passphrase"]
+    return Entry(
+        name=name,
+        where=where,
+        is_ca=is_ca,
+        issuer=values.get("issuer"),
+        key_type=values["key"],
+        digest=values.get("digest", "sha256"),
+        passphrase=passphrase,
+        subject=x509.Name([values[field] for field in values if field.startswith("subject.")]),
+        not_before=values.get("validity.notBefore", now),
+        not_after=values["validity.notAfter"],
+        next_update=values.get("validity.nextUpdate"),
+        extensions=tuple(values[field] for field in values if field.startswith("extensions.")),
+    )
+
+
+def fields_of(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield an entry's fields by their full names, such as validity.notAfter."""
+    for group, part in mapping.items():
+        if group in GROUPS and isinstance(part, dict):
+            for name, item in part.items():
+                yield f"{group}.{name}", item
+        else:
+            yield str(group), part
+
+
+def refuse_unknown(field: str, item: object) -> None:
+    """Raise ValueError if there is no such field."""
+    group, _, name = field.partition(".")
+    if field in FORMS or (group == "extensions" and is_nameless_extension(name)):
+        return
+    # Within a group, ~ may also remove a field that is not there.
+    if item is None and group in GROUPS:
+        return
+
+    known = []
+    for each in FORMS:
+        shown = each
+        if not each.startswith(f"{group}."):
+            shown, _, _ = each.partition(".")
+        if shown not in known:
+            known.append(shown)
+    raise ValueError(f"unknown field; there are {', '.join(known)}")
+
+
+def is_nameless_extension(name: str) -> bool:
+    """Tell whether a field is the OID of an extension that has no name here."""
+    return re.fullmatch(OID, name) is not None and extension_row(name).name == name
+
+
+def check_fields(where: str, values: Mapping[str, Any], is_ca: bool) -> None:
+    """Check that an entry's fields go together. Raises ConfigurationError."""
+    required = ["key", "subject", "validity.notAfter"]
+    if is_ca:
+        required.append("extensions.basicConstraints")
+        required.append("extensions.keyUsage")
+        required.append("extensions.subjectKeyIdentifier")
+    else:
+        required.append("issuer")
+    if "issuer" in values:
+        required.append("extensions.authorityKeyIdentifier")
+    if "cipher" in values:
+        required.append("passphrase")
+    for field in required:
+        # Any field of the subject will do.
+        if field not in values and not any(each.startswith(f"{field}.") for each in values):
+            raise ConfigurationError(f"{where}.{field}: is missing")
+
+    if values["key"] not in KEY_TYPES:
+        text = f"{values['key']} needs cryptography 47 or newer"
+        raise ConfigurationError(f"{where}.key: {text}")
+    if "digest" in values and values["key"].startswith(("ed", "ml-dsa")):
+        text = f"{values['key']} signs without: un-set it with ~"
+        raise ConfigurationError(f"{where}.digest: {text}")
+    if "validity.nextUpdate" in values and not is_ca:
+        text = "only a CA has a revocation list"
+        raise ConfigurationError(f"{where}.validity.nextUpdate: {text}")
+
+
+def text_of(item: object) -> str:
+    """Return a value that is a text. Raises ValueError."""
+    if not isinstance(item, str):
+        raise ValueError(
+            "YAML reads no text here (NO is false, 0123 is octal): put it in quotes"
+        )
+    return item
+
+
+def with_name(text: str, name: str) -> str:
+    """Return a text with the entry's name in place of $name. Raises ValueError."""
+    if "$" not in text:
+        return text
+    try:
+        return string.Template(text).substitute(name=name)
+    except (KeyError, ValueError):
+        raise ValueError("only $name is known; $$ is the sign itself") from None
+
+
+# Cached, as the entries of a fleet have most of their values in common.
+@cache
+def read_value(field: str, text: str, is_ca: bool, now: datetime) -> object:
+    """Return what a text means in a field. Raises one of INVALID."""
+    group, _, name = field.partition(".")
+    check_form(text, FORMS.get(field, ".+"))
+    if group == "subject":
+        oid, _ = SUBJECT_FIELDS[name]
+        return x509.NameAttribute(oid, text)
+    if group == "validity":
+        return read_time(name, text, now)
+    if group == "extensions":
+        return read_extension(name, text, is_ca)
+    return text
+
+
+def check_form(text: str, form: str) -> None:
+    """Check a text against a regular expression. Raises ValueError."""
+    if not re.fullmatch(form, text) or not text.isprintable():
+        raise ValueError(f"is not of the form {form}")
+
+
+def read_time(field: str, text: str, now: datetime) -> datetime:
+    """Return a timestamp, or an offset from now (a year has 365 days). Raises ValueError."""
+    offset = re.fullmatch("([+-]?[0-9]+)([hdwy])", text)
+    if offset is not None:
+        hours = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}[offset[2]]
+        moment = now + timedelta(hours=int(offset[1]) * hours)
+    else:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        moment = moment.astimezone(timezone.utc)
+
+    is_past = moment <= now
+    must_be_past = field == "notBefore"
+    # RFC 5280, section 4.1.2.5, has no years before 1950.
+    if moment.year < 1950 or is_past != must_be_past:
+        raise ValueError("is in the wrong part of time: notBefore <= now < all others")
+    return moment.replace(microsecond=0)
+
+
+# --- 10. Extensions --------------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """An extension's value as it is written: parts between commas, "critical" taken off."""
+
+    items: list[str]
+    critical: bool
+    is_ca: bool  # whose extension it is
+
+
+class ExtensionRow(NamedTuple):
+    """All that the script knows about one extension."""
+
+    name: str  # in x509v3_config(5); without a name there, the OID
+    oid: x509.ObjectIdentifier
+    form: str  # of each part, as a regular expression
+    read: Callable[[Parts], x509.ExtensionType] | None  # None: the value is made from a key
+    may_be_critical: bool = True
+    limits_below: bool = False  # limits names or addresses, down to the last certificate
+
+
+def read_extension(name: str, text: str, is_ca: bool) -> Extension:
+    """Return an extension from the syntax of x509v3_config(5). Raises one of INVALID."""
+    row = EXTENSIONS.get(name) or extension_row(name)
+    items = [item.strip() for item in text.split(",")]
+    critical = items[0] == "critical"
+    if critical:
+        items.remove("critical")
+        if not row.may_be_critical:
+            raise ValueError("must not be critical, or OpenSSL would refuse it")
+    if not items:
+        raise ValueError(f"nothing of the form {row.form} follows critical")
+    for item in items:
+        if not re.fullmatch(row.form, item) or items.count(item) > 1:
+            raise ValueError(f"{item!r} stands twice, or is not of the form {row.form}")
+
+    value = None
+    if row.read is not None:
+        value = row.read(Parts(items, critical, is_ca))
+    return Extension(row.oid, critical, value)
+
+
+def read_basic_constraints(parts: Parts) -> x509.BasicConstraints:
+    """Read `CA:TRUE, pathlen:0`, which a CA needs critical (RFC 5280, section 4.2.1.9)."""
+    text = ",".join(parts.items)
+    if not parts.is_ca and text == "CA:FALSE":
+        return x509.BasicConstraints(False, None)
+    if parts.is_ca and parts.critical and text == "CA:TRUE":
+        return x509.BasicConstraints(True, None)
+    limit = re.fullmatch("CA:TRUE,pathlen:([0-9]+)", text)
+    if parts.is_ca and parts.critical and limit:
+        return x509.BasicConstraints(True, int(limit[1]))
+    raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
+
+
+# The names of x509v3_config(5), and those of x509.KeyUsage.
+KEY_USAGES = {
+    "digitalSignature": "digital_signature",
+    "nonRepudiation": "content_commitment",
+    "keyEncipherment": "key_encipherment",
+    "dataEncipherment": "data_encipherment",
+    "keyAgreement": "key_agreement",
+    "keyCertSign": "key_cert_sign",
+    "cRLSign": "crl_sign",
+    "encipherOnly": "encipher_only",
+    "decipherOnly": "decipher_only",
+}
+
+
+def read_key_usage(parts: Parts) -> x509.KeyUsage:
+    """Read `keyCertSign, cRLSign` (RFC 5280, section 4.2.1.3)."""
+    usage = x509.KeyUsage(**{bit: name in parts.items for name, bit in KEY_USAGES.items()})
+    if usage.key_cert_sign != parts.is_ca or usage.crl_sign != parts.is_ca:
+        raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
+    return usage
+
+
+PURPOSES = {
+    "serverAuth": ExtendedKeyUsageOID.SERVER_AUTH,
+    "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "codeSigning": ExtendedKeyUsageOID.CODE_SIGNING,
+    "emailProtection": ExtendedKeyUsageOID.EMAIL_PROTECTION,
+    "timeStamping": ExtendedKeyUsageOID.TIME_STAMPING,
+    "OCSPSigning": ExtendedKeyUsageOID.OCSP_SIGNING,
+}
+
+
+def read_extended_key_usage(parts: Parts) -> x509.ExtendedKeyUsage:
+    """Read `serverAuth, clientAuth`, or OIDs (RFC 5280, section 4.2.1.12)."""
+    return x509.ExtendedKeyUsage(
+        [PURPOSES.get(x) or x509.ObjectIdentifier(x) for x in parts.items]
+    )
+
+
+def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
+    """Read `DNS:localhost, IP:127.0.0.1` (RFC 5280, section 4.2.1.6)."""
+    return x509.SubjectAlternativeName([read_name(item) for item in parts.items])
+
+
+def read_name_constraints(parts: Parts) -> x509.NameConstraints:
+    """Read `permitted;DNS:.example, excluded;IP:10.0.0.0/8` (RFC 5280, section 4.2.1.10)."""
+    if not parts.is_ca:
+        raise ValueError("is for a CA only")
+    subtrees: dict[str, list[x509.GeneralName]] = {"permitted": [], "excluded": []}
+    for item in parts.items:
+        side, _, subtree = item.partition(";")
+        subtrees[side].append(read_subtree(subtree))
+    # RFC 5280 has no empty sequence of subtrees.
+    return x509.NameConstraints(subtrees["permitted"] or None, subtrees["excluded"] or None)
+
+
+def read_policies(parts: Parts) -> x509.CertificatePolicies:
+    """Read OIDs (RFC 5280, section 4.2.1.4)."""
+    oids = [x509.ObjectIdentifier(item) for item in parts.items]
+    return x509.CertificatePolicies([x509.PolicyInformation(oid, None) for oid in oids])
+
+
+def read_distribution_points(parts: Parts) -> x509.CRLDistributionPoints:
+    """Read `URI:http://…` (RFC 5280, section 4.2.1.13)."""
+    names = [read_name(item) for item in parts.items]
+    points = [x509.DistributionPoint([name], None, None, None) for name in names]
+    return x509.CRLDistributionPoints(points)
+
+
+ACCESS_METHODS = {
+    "OCSP": AuthorityInformationAccessOID.OCSP,
+    "caIssuers": AuthorityInformationAccessOID.CA_ISSUERS,
+}
+
+
+def read_information_access(parts: Parts) -> x509.AuthorityInformationAccess:
+    """Read `OCSP;URI:http://…, caIssuers;URI:http://…` (RFC 5280, section 4.2.2.1)."""
+    descriptions = []
+    for item in parts.items:
+        method, _, location = item.partition(";")
+        oid = ACCESS_METHODS.get(method) or x509.ObjectIdentifier(method)
+        descriptions.append(x509.AccessDescription(oid, read_name(location)))
+    return x509.AuthorityInformationAccess(descriptions)
+
+
+def read_der(oid: x509.ObjectIdentifier, parts: Parts) -> x509.UnrecognizedExtension:
+    """Read `DER:0403010203`, the content of any other extension."""
+    digits = "".join(parts.items).removeprefix("DER:").replace(":", " ")
+    extension = x509.UnrecognizedExtension(oid, bytes.fromhex(digits))
+    # cryptography parses the content of OIDs that it knows. Have it do so, in a request.
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    builder = builder.add_extension(extension, critical=False)
+    _ = builder.sign(ed25519.Ed25519PrivateKey.generate(), None).extensions
+    return extension
+
+
+LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+MAILBOX = "[!-?A-~]{1,64}"
+
+
+def host_form(front: str) -> str:
+    """Return the form of a host name with something in front (RFC 1034, section 3.5)."""
+    at_most_253 = "(?=.{1,253}$)"
+    no_address = "(?![0-9.]+$)"
+    return f"{at_most_253}{no_address}{front}{LABEL}(?:[.]{LABEL})*"
+
+
+NAME_FORMS = {
+    "DNS": host_form("(?:[*][.])?"),
+    "URI": "[A-Za-z][A-Za-z0-9+.-]*:[!-~]+",
+    "email": f"{MAILBOX}@{host_form('')}",
+}
+SUBTREE_FORMS = {
+    "DNS": host_form("[.]?"),
+    "URI": host_form("[.]?"),
+    "email": f"(?:{MAILBOX}@)?{host_form('[.]?')}",
+}
+GENERAL_NAMES: dict[str, Callable[[str], x509.GeneralName]] = {
+    "DNS": x509.DNSName,
+    "URI": x509.UniformResourceIdentifier,
+    "email": x509.RFC822Name,
+}
+
+
+def read_name(item: str) -> x509.GeneralName:
+    """Read a name such as `DNS:localhost` (RFC 5280, section 4.2.1.6). Raises ValueError."""
+    kind, _, value = item.partition(":")
+    if kind == "IP":
+        return x509.IPAddress(ipaddress.ip_address(value))
+    return read_text_name(kind, value, NAME_FORMS)
+
+
+def read_subtree(item: str) -> x509.GeneralName:
+    """Read a subtree such as `DNS:.example` (RFC 5280, 4.2.1.10). Raises ValueError."""
+    kind, _, value = item.partition(":")
+    if kind == "IP":
+        return x509.IPAddress(ipaddress.ip_network(value))
+    return read_text_name(kind, value, SUBTREE_FORMS)
+
+
+def read_text_name(kind: str, value: str, forms: Mapping[str, str]) -> x509.GeneralName:
+    """Read a name that is a text. Raises ValueError."""
+    if not re.fullmatch(forms[kind], value):
+        raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
+    return GENERAL_NAMES[kind](value)
+
+
+def extension_row(dotted: str) -> ExtensionRow:
+    """Return the row of an extension by its OID."""
+    for row in EXTENSIONS.values():
+        if row.oid.dotted_string == dotted:
+            return row
+    return nameless(dotted, may_be_critical=False)
+
+
+def nameless(
+    dotted: str, *, may_be_critical: bool, limits_below: bool = False
+) -> ExtensionRow:
+    """Return the row of an extension that has no name in x509v3_config(5)."""
+    oid = x509.ObjectIdentifier(dotted)
+    return ExtensionRow(
+        dotted, oid, DER, partial(read_der, oid), may_be_critical, limits_below
+    )
+
+
+ROWS = (
+    ExtensionRow(
+        "basicConstraints",
+        x509.BasicConstraints.oid,
+        "CA:TRUE|CA:FALSE|pathlen:[0-9]{1,4}",
+        read_basic_constraints,
+    ),
+    ExtensionRow("keyUsage", x509.KeyUsage.oid, "|".join(KEY_USAGES), read_key_usage),
+    ExtensionRow(
+        "extendedKeyUsage",
+        x509.ExtendedKeyUsage.oid,
+        "|".join([*PURPOSES, OID]),
+        read_extended_key_usage,
+    ),
+    ExtensionRow(
+        "subjectKeyIdentifier",
+        x509.SubjectKeyIdentifier.oid,
+        "hash",
+        None,
+        may_be_critical=False,
+    ),
+    ExtensionRow(
+        "authorityKeyIdentifier",
+        x509.AuthorityKeyIdentifier.oid,
+        "keyid|keyid:always",
+        None,
+        may_be_critical=False,
+    ),
+    ExtensionRow(
+        "subjectAltName",
+        x509.SubjectAlternativeName.oid,
+        "(DNS|IP|URI|email):.+",
+        read_alternative_name,
+    ),
+    ExtensionRow(
+        "nameConstraints",
+        x509.NameConstraints.oid,
+        "(permitted|excluded);(DNS|IP|URI|email):.+",
+        read_name_constraints,
+        limits_below=True,
+    ),
+    ExtensionRow("certificatePolicies", x509.CertificatePolicies.oid, OID, read_policies),
+    ExtensionRow(
+        "crlDistributionPoints",
+        x509.CRLDistributionPoints.oid,
+        "URI:.+",
+        read_distribution_points,
+    ),
+    ExtensionRow(
+        "authorityInfoAccess",
+        x509.AuthorityInformationAccess.oid,
+        f"(OCSP|caIssuers|{OID});URI:.+",
+        read_information_access,
+        may_be_critical=False,
+    ),
+    # policyMappings, policyConstraints, inhibitAnyPolicy (RFC 5280, section 4.2.1)
+    nameless("2.5.29.33", may_be_critical=True),
+    nameless("2.5.29.36", may_be_critical=True),
+    nameless("2.5.29.54", may_be_critical=True),
+    # ipAddrBlocks, autonomousSysIds (RFC 3779)
+    nameless("1.3.6.1.5.5.7.1.7", may_be_critical=False, limits_below=True),
+    nameless("1.3.6.1.5.5.7.1.8", may_be_critical=False, limits_below=True),
+)
+EXTENSIONS = {row.name: row for row in ROWS}
+
+# Every field that has a name, and its form. An extension's parts have forms of their own.
+FORMS = {
+    **PLAIN_FIELDS,
+    **{f"subject.{name}": form for name, (_, form) in SUBJECT_FIELDS.items()},
+    **{f"extensions.{name}": ".+" for name in EXTENSIONS if not re.fullmatch(OID, name)},
+}
+
+
+# --- 11. Command line ------------------------------------------------------------------------
+
+
+class Report:
+    """The one place that prints: the tree on standard output, problems on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.said: set[str] = set()
+        self.exit_status = 0
+
+    def outcome(self, outcome: Outcome, number: int, total: int) -> None:
+        """Print an entry's problems, then its line of the tree. Raises OSError."""
+        for problem in outcome.problems:
+            self.problem(problem)
+        if outcome.error is not None:
+            self.problem(outcome.error)
+        if outcome.line and not self.quiet:
+            count = ""
+            if total > 9:
+                count = f"[{number:2}/{total}] "
+            try:
+                print(f"{count}{outcome.line}", flush=True)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, "standard output") from None
+
+    def problem(self, problem: Problem) -> None:
+        """Print an error or a warning as one line, but never the same one twice."""
+        if problem.kind == "error":
+            self.exit_status = 1
+        line = printable(f"{SCRIPT}: {problem.kind}: {problem.text}")
+        if line not in self.said:
+            self.said.add(line)
+            # In one piece, or lines of several processes would mix.
+            print(f"{line}\n", end="", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for what could steer a terminal."""
+    if text.isprintable():
+        return text
+    escaped = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
+    return "".join(escaped)
+
+
+def problem_of(error: Exception, where: str) -> Problem:
+    """Return an exception as a problem. `where` is the place if it names none itself."""
+    if isinstance(error, Fault):
+        return Problem("error", str(error))
+    if isinstance(error, OSError):
+        # Of a rename, filename2 is the target.
+        name = error.filename2 or error.filename or where
+        return Problem("error", f"{name}: {error.strerror}")
+    return Problem("error", f"{where}: {error}")
+
+
+def main(arguments: Sequence[str] | None = None, now: datetime | None = None) -> int:
+    """Do one run, and return the exit status.
+
+    `arguments` are the command line's, without the script's name. `now` overrides the clock.
+    The status is 0: done; 1: something failed; 2: wrong use or configuration, and nothing was
+    written; 130: interrupted.
+    """
+    options = parse_arguments(arguments)
+    report = Report(options.quiet)
+    try:
+        generate(options, now, report)
     except KeyboardInterrupt:
         return 130
+    except ConfigurationError as error:
+        report.problem(problem_of(error, options.config))
+        return 2
     except (Fault, OSError) as error:
-        complain("error", error)
-        return 2 if isinstance(error, ConfigurationError) else 1
+        report.problem(problem_of(error, options.keys))
+        return 1
+    return report.exit_status
+
+
+def generate(options: argparse.Namespace, verify_at: datetime | None, report: Report) -> None:
+    """Read the configuration, and settle all of it. Raises Fault, OSError."""
+    now = verify_at or datetime.now(timezone.utc)
+    # The clock of another program may be a tick behind. What begins now has begun for it, too.
+    now = now.replace(microsecond=0) - timedelta(seconds=1)
+    keys = options.keys
+    entries = read_configuration(options.config, now)
+    phrases = Phrases(os.environ, {})
+    orders = Orders(
+        renew=frozenset(options.renew or ()),
+        renew_due=options.renew == [],
+        revoke=frozenset(options.revoke),
+        reason=options.reason or "cessationOfOperation",
+    )
+    check_orders(orders, keys, entries)
+
+    # For a new folder, ask before anything is written, rather than in the midst of it.
+    if not os.path.lexists(keys):
+        for entry in entries:
+            if entry.passphrase is not None:
+                phrases.get(entry.passphrase, new=True)
+
+    with locked(keys):
+        clear_leftovers(keys)
+        new_keys = make_keys_ahead(keys, entries)
+        run = Run(keys, now, verify_at, orders, phrases, new_keys, read_copies(keys))
+        walk(run, entries, report)
+        os.sync()
+
+
+def check_orders(orders: Orders, keys: str, entries: Sequence[Entry]) -> None:
+    """Check that the names of --renew and --revoke exist. Raises ConfigurationError."""
+    names = {entry.name for entry in entries}
+    unknown = orders.renew - names
+    if orders.revoke:
+        unknown |= orders.revoke - recorded_names(keys, entries)
+    for name in sorted(unknown):
+        text = "there is no such entry, or no certificate of that name"
+        raise ConfigurationError(f"{name}: {text}")
+
+
+def recorded_names(keys: str, entries: Sequence[Entry]) -> set[str]:
+    """Return the names of all entries with a certificate in some CA's record."""
+    names = set()
+    for entry in entries:
+        if entry.is_ca:
+            for path in Path(keys, entry.name, "issued").glob("*.pem"):
+                name, _, _ = path.name.rpartition("-")
+                names.add(name)
+    return names
+
+
+REASONS = [flag.value for flag in x509.ReasonFlags if flag.value != "removeFromCRL"]
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line's options. Raises SystemExit, with status 2, for wrong ones."""
+    parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "-c", "--config", default="sros_config.yml", help="the hierarchy (%(default)s)"
+    )
+    parser.add_argument(
+        "-k", "--keys", default="keys", help="the folder of PEM files (%(default)s)"
+    )
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument(
+        "--renew", metavar="NAME", nargs="*", help="certify anew; no NAME: all that is due"
+    )
+    change.add_argument(
+        "--revoke", metavar="NAME", nargs="+", default=[], help="put on their issuer's list"
+    )
+    parser.add_argument(
+        "--reason", choices=REASONS, metavar="WHY", help="keyCompromise, … (RFC 5280, 5.3.1)"
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print errors and warnings only"
+    )
+    options = parser.parse_args(arguments)
+    if options.reason and not options.revoke:
+        parser.error("argument --reason: goes with --revoke")
+    return options
 
 
 if __name__ == "__main__":
-    os._exit(main())  # all is flushed; keys still being made for what failed are not waited for
+    # End quietly when the output is closed, as by head.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # The modes of files are chosen one by one.
+    os.umask(0o022)
+    status = main()
+    # Everything is flushed. Keys that are still being made for what failed are not waited for.
+    os._exit(status)

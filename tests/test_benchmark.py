@@ -51,13 +51,13 @@ def test_every_figure_has_a_peer_and_the_picture_is_well_formed(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("script", "old", "new", "part"),
     [
-        ("simple_key_generation.py", "pem(*self.issuers[:-1])", 'b""', "issuing"),
         (
             "simple_key_generation.py",
-            'files |= {"crl.pem": pem(*own)}',
-            'files |= {"crl.pem": b""}',
+            "cert_pem + issuer.intermediates_pem + issuer.cross_pem",
+            "cert_pem + issuer.cross_pem",
             "issuing",
         ),
+        ("simple_key_generation.py", 'files["crl.pem"] = crl_pem', 'files["crl.pem"] = b""', "issuing"),
         ("simple_https_server.py", 'b"hello\\n" if', 'b"hallo\\n" if', "exchange"),
         ("simple_https_server.py", 'b"hello\\n" if line == b"hola\\n" else line', 'b"hello\\n"', "echo"),
     ],

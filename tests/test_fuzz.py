@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_network
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -33,6 +31,8 @@ from folders import DERIVED, certificate, lists
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from OpenSSL import crypto
+
+import simple_key_generation
 
 STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
 STRICT |= crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
@@ -131,18 +131,13 @@ def opened() -> set[str]:
 
 
 def main(folder: Path) -> Result:
-    """Run the script in a folder as a process of its own would be, at a fifth of the time."""
-    spec = importlib.util.spec_from_file_location("simple_key_generation", GENERATE)
-    assert spec and spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
+    """Run the script's main() in this process, which takes a fifth of the time of another one."""
     out, err, begun = io.StringIO(), io.StringIO(), now()
     before, there = opened(), os.getcwd()
-    mask, pipe = os.umask(0o022), signal.getsignal(signal.SIGPIPE)
     handler = signal.signal(signal.SIGALRM, hangs)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(sys.modules, {spec.name: module}))
         stack.enter_context(mock.patch.dict(os.environ, ENVIRONMENT, clear=True))
-        stack.enter_context(mock.patch.object(sys, "argv", [GENERATE.name]))
+        stack.enter_context(mock.patch("getpass.getpass", side_effect=EOFError))  # nobody types
         stack.enter_context(mock.patch.object(os, "sync"))  # ten thousand of them stop other processes
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
@@ -151,18 +146,12 @@ def main(folder: Path) -> Result:
         signal.setitimer(signal.ITIMER_REAL, 20)
         try:
             os.chdir(folder)
-            spec.loader.exec_module(module)
-            module.getpass = SimpleNamespace(getpass=mock.Mock(side_effect=EOFError))  # nobody types
-            status = module.main()
+            status = simple_key_generation.main([])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
-            signal.signal(signal.SIGPIPE, pipe)
-            os.umask(mask)
             os.chdir(there)
-            for fd in opened() - before:  # the lock, which ends with a process
-                with suppress(OSError):
-                    os.close(int(fd))
+    assert opened() == before, "files left open"
     return Result(status, out.getvalue(), err.getvalue(), begun, datetime.now(timezone.utc))
 
 
