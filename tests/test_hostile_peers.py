@@ -998,7 +998,7 @@ ENDS: dict[str, tuple[Behaviour, str]] = {
     "pours-without-a-newline": (pour, "too long|timed out|slow"),
     "drips-for-ever": (drip, "too slow"),
     "resets-mid-answer": (cut_mid_answer, "reset|end of input|EOF|cut short"),
-    "cuts-mid-record": (cut_mid_record, "EOF|end of input|cut short"),
+    "cuts-mid-record": (cut_mid_record, "EOF|unexpected eof|end of input|cut short"),
     "damages-a-record": (damage_a_record, "bad record mac|decryption failed|record layer failure"),
 }
 PLAIN_ENDS: dict[str, tuple[Callable[[socket.socket], None], str]] = {
