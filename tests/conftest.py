@@ -284,8 +284,11 @@ class Terminal:
         return True
 
     def type(self, text: str) -> None:
-        """Type a text as it stands; a newline is the return key, \\x03 is Ctrl-C."""
-        os.write(self.fd, text.encode())
+        """Type a text as it stands; a newline is the return key, \\x03 is Ctrl-C.
+
+        A surrogate is an octet that is no text: \\udce4 is what Latin-1 has for ä.
+        """
+        os.write(self.fd, text.encode(errors="surrogateescape"))
 
     def finish(self) -> int:
         """Read to the end and return the exit status."""
