@@ -183,8 +183,8 @@ ODD = {
     "long-common-name": Odd(subject=named(COMMON_NAME, der(UTF8, b"x" * 200))),
     "country-of-three-letters": Odd(subject=named(COUNTRY, der(PRINTABLE, b"USA"))),
     "universal-string": Odd(subject=named(COMMON_NAME, der(28, "Röb".encode("utf-32-be")))),
-    "utf8-that-is-none": Odd(subject=named(COMMON_NAME, der(UTF8, b"r\xf6b"))),
-    "common-name-that-is-a-number": Odd(subject=named(COMMON_NAME, der(INTEGER, b"\7"))),
+    "teletex-string": Odd(subject=named(COMMON_NAME, der(20, b"r\xf6b"))),
+    "text-of-line-ends": Odd(subject=named(COMMON_NAME, der(UTF8, b"a\nb\0c"))),
 }
 LABEL = "CERTIFICATE REQUEST"
 
@@ -535,12 +535,8 @@ def test_nodes_of_all_kinds_are_kept_renewed_and_revoked_like_others(
     assert len(set(names) & {*NAMELESS, *SUBJECTS, *TEXTS, *EXTENSIONS}) == 4
     fine(generate(folder, "--renew", *names))
     result = generate(folder, "--revoke", *names)
-    revoked = {
-        line.split("]")[-1].split()[0]
-        for line in result.stdout.splitlines()
-        if " revoked " in line
-    }
-    assert result.returncode == 0 and set(names) <= revoked
+    assert result.returncode == 0
+    assert all(states(result)[name] == "revoked" for name in names)
     assert len(revoked_serials(folder / "keys/server/crl.pem")) == 2 * len(names)
 
 
@@ -800,7 +796,7 @@ def test_a_key_of_another_program_is_accepted_or_a_command_says_what_to_do(
     if not said:
         loads(keyed.folder / "keys" / name)
         return
-    command = re.search("(openssl|ssh-keygen|rm) .*", said)
+    command = re.search("(openssl [a-z]|ssh-keygen -|rm -).*", said)
     assert command, said
     folder = shutil.copytree(keyed.folder, tmp_path / "copy")
     advised = run("sh", "-c", command[0], cwd=folder, env={"SROS_PASSPHRASE": "sros"})
@@ -858,7 +854,7 @@ def test_an_encrypted_key_of_an_entry_without_a_pass_phrase_is_an_error_that_hel
     for name in ("node", "twin"):
         put_key(plain, name, pem)
     (line,) = faults(generate(plain), "keys/node/key.pem")
-    assert "None" not in line and "passphrase" in line
+    assert "None" not in line and "cipher" in line
     loads(plain / "keys/twin")
 
 

@@ -119,8 +119,8 @@ def test_a_list_from_the_future_waits_for_its_key_and_others_do_not(month: Path)
     keys = month / "keys"
     fine(later(month, "+25 days"))
     (keys / "root/key.pem").rename(month / "stick.pem")
-    wrong = errors(generate(month))
-    assert any("keys/root/crl.pem" in line and "keys/root/key.pem" in line for line in wrong)
+    first, *_ = complaints(generate(month), "error", 1)
+    assert "keys/root/crl.pem" in first and "keys/root/key.pem" in first
     assert begins(keys / "root/crl.pem") > now()
 
     (month / "stick.pem").rename(keys / "root/key.pem")
@@ -508,8 +508,8 @@ def test_a_clock_that_is_behind_a_fixed_beginning_holds_up_nothing_else(
     edit(tmp_path, aged)
     fine(generate(tmp_path))
     edit(tmp_path, more)
-    result = later(tmp_path, "-20 days", env=MASTERS)
-    assert result.returncode == 1 and states(result)["client2"] == "made"
+    result = later(tmp_path, "-20 days")
+    assert result.returncode == 1 and states(result).get("client2") == "made"
     assert any("guest" in line and "notBefore" in line for line in errors(result))
     assert states(fine(generate(tmp_path, env=MASTERS)))["guest"] == "made", "the twin"
 
@@ -1061,7 +1061,7 @@ def test_a_second_order_makes_a_reason_graver_and_never_lighter(
     assert len(lines) == len(stay), lines
     for name in stay:
         (line,) = [line for line in lines if name in line]
-        assert "already revoked" in line and REASONS[name] in line
+        assert "already" in line and REASONS[name] in line
     expected = {**REASONS, **dict.fromkeys(changes, reason)}
     by_serial = {serials[name]: why for name, why in expected.items()}
     assert reasons_on(keys / "master/crl.pem") == by_serial
@@ -1079,7 +1079,7 @@ def test_the_same_order_twice_is_a_warning_and_a_new_name_beside_it_is_revoked(
     keys = revoked / "keys"
     order = ("--revoke", "stolen", "client", "--reason", "keyCompromise")
     (line,) = warned(generate(revoked, *order, env=MASTERS), "stolen")
-    assert "already revoked" in line
+    assert "already" in line and "keyCompromise" in line
     assert serial(keys / "client") in revoked_serials(keys / "server/crl.pem")
     before = tree(keys)
     lines = complaints(generate(revoked, *order, env=MASTERS), "warning", 0)
