@@ -40,6 +40,7 @@ The words used throughout:
 from __future__ import annotations
 
 import argparse
+import base64
 import fcntl
 import getpass
 import ipaddress
@@ -49,26 +50,29 @@ import shutil
 import signal
 import string
 import sys
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 SCRIPT = "simple_key_generation.py"
 
 try:
     import yaml
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
     from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
     from OpenSSL import crypto
     from yaml import CSafeLoader
-except ImportError as error:
+except (ImportError, AttributeError) as error:
+    # An AttributeError: pyOpenSSL is too old for this cryptography.
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
     sys.exit(f"{SCRIPT}: error: {error}: {advice}")
 
@@ -81,7 +85,6 @@ if TYPE_CHECKING:
     PublicKey = types.CertificateIssuerPublicKeyTypes
     Digest = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
     RevocationList = x509.CertificateRevocationList
-    Request = x509.CertificateSigningRequest
 
 
 # --- 1. Types --------------------------------------------------------------------------------
@@ -127,6 +130,13 @@ class Folder(NamedTuple):
         return not self.file_names
 
 
+class Request(NamedTuple):
+    """What counts of a signing request. What else it asks for does not."""
+
+    public_key: object
+    is_sound: bool  # signed by that key, and not with RSA-PSS
+
+
 class Task(NamedTuple):
     """What the steps of one entry work on."""
 
@@ -153,7 +163,7 @@ class Authority(NamedTuple):
     # What the folders hold, as PEM; empty if there is no such thing.
     intermediates_pem: bytes  # the chain without the anchor
     anchor_pem: bytes
-    cross_pem: bytes
+    cross_pem: bytes | None  # None: there is one, but it is of no use
     own_list_pem: bytes
     lists_pem: bytes
 
@@ -180,7 +190,9 @@ class Run(NamedTuple):
     """What all entries share."""
 
     keys: str  # the path of the keys folder
-    now: datetime
+    entries: Sequence[Entry]  # in the order of the tree
+    present: datetime
+    now: datetime  # when new things begin: a second before the present
     verify_at: datetime | None  # None: OpenSSL goes by the system's clock
     orders: Orders
     phrases: Phrases
@@ -221,25 +233,22 @@ ENTRY_ERRORS = (Fault, OSError, *INVALID)
 # --- 2. The walk -----------------------------------------------------------------------------
 
 
-def walk(run: Run, entries: Sequence[Entry], report: Report) -> None:
-    """Settle all entries, and report them in the order of the tree.
-
-    `entries` come in that order: each entry, then those that it signs, depth first.
-    """
+def walk(run: Run, report: Report) -> None:
+    """Settle all entries, and report them in the order of the tree."""
     outcomes: dict[str, Outcome] = {}
     left_alone: Counter[str] = Counter()
 
     # First every CA, from the root down.
-    for entry in entries:
+    for entry in run.entries:
         if entry.is_ca:
             outcomes[entry.name] = settle_or_leave_alone(run, entry, outcomes)
 
     # Then every node. A node's outcome is not kept, as there may be thousands.
-    for number, entry in enumerate(entries, 1):
+    for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
             outcome = settle_or_leave_alone(run, entry, outcomes)
-        report.outcome(outcome, number, len(entries))
+        report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
 
@@ -285,6 +294,7 @@ class Draft(NamedTuple):
 
     certificate: x509.Certificate
     state: str  # made, kept or renewed
+    is_compared: bool  # with its key; False: the pass phrase was not at hand
 
 
 def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
@@ -313,7 +323,7 @@ def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
     blocked_by = None
     if state == "revoked":
         blocked_by = entry.name
-    line = tree_line(task, draft.certificate, state, own)
+    line = tree_line(task, draft, state, own)
     return Outcome(state, line, tuple(problems), None, own, blocked_by)
 
 
@@ -338,6 +348,7 @@ def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
         state = "made"
 
     # (3) Match: the certificate, the key and the request must belong together.
+    is_compared = not task.signer.is_locked()
     for problem in match(task, certificate):
         problems.append(problem)
 
@@ -349,7 +360,7 @@ def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
         except ENTRY_ERRORS as error:
             problems.append(problem_of(error, task.folder.path))
 
-    return Draft(certificate, state)
+    return Draft(certificate, state, is_compared)
 
 
 def hand_down(task: Task, certificate: x509.Certificate, problems: list[Problem]) -> Authority:
@@ -364,7 +375,7 @@ def hand_down(task: Task, certificate: x509.Certificate, problems: list[Problem]
     if above is None:
         intermediates_pem = b""
         anchor_pem = cert_pem
-        cross_pem = read_cross(task.folder, certificate)
+        cross_pem = read_cross(task, certificate, problems)
     else:
         chain.extend(above.chain)
         not_after = min(not_after, above.not_after)
@@ -434,17 +445,17 @@ def verify_and_write(
             problems.append(problem)
 
     # (10) Write. The record comes first, so that whatever is in use can be revoked.
-    cert_pem = to_pem(draft.certificate)
     if task.above is not None:
-        add_to_record(task.above, task.entry.name, draft.certificate, cert_pem)
-    write(task, draft, issuer, cert_pem, crl_pem)
+        add_to_record(task.above, task.entry.name, draft.certificate)
+    elif draft.state == "renewed" and folder.certificate is not None:
+        add_to_record(issuer, task.entry.name, folder.certificate)
+    write(task, draft, issuer, crl_pem)
     return draft.state
 
 
-def write(
-    task: Task, draft: Draft, issuer: Authority, cert_pem: bytes, crl_pem: bytes
-) -> None:
+def write(task: Task, draft: Draft, issuer: Authority, crl_pem: bytes) -> None:
     """Write what is new or differs. Raises OSError."""
+    cert_pem = to_pem(draft.certificate)
     files: dict[str, bytes] = {}
     if task.folder.is_new():
         files["key.pem"] = task.signer.pem or b""
@@ -452,32 +463,43 @@ def write(
         files["cert.pem"] = cert_pem
     if crl_pem:
         files["crl.pem"] = crl_pem
-    files["fullchain.pem"] = cert_pem + issuer.intermediates_pem + issuer.cross_pem
+    fullchain = cert_pem + issuer.intermediates_pem
+    if issuer.cross_pem is not None:
+        files["fullchain.pem"] = fullchain + issuer.cross_pem
+    elif not begins_with(task.folder, "fullchain.pem", fullchain):
+        files["fullchain.pem"] = fullchain
     files["ca.pem"] = issuer.anchor_pem
     update_folder(task.folder.path, task.folder.file_names, files)
 
+    # A request that an earlier --renew left has served its purpose.
+    if draft.state == "renewed" and task.folder.request is not None and task.signer.is_here():
+        os.unlink(f"{task.folder.path}/csr.pem")
 
-def add_to_record(
-    issuer: Authority, name: str, certificate: x509.Certificate, cert_pem: bytes
-) -> None:
+
+def begins_with(folder: Folder, name: str, data: bytes) -> bool:
+    """Tell whether a file is there, and begins with some data. Raises OSError."""
+    if name not in folder.file_names:
+        return False
+    return read_file(f"{folder.path}/{name}").startswith(data)
+
+
+def add_to_record(issuer: Authority, name: str, certificate: x509.Certificate) -> None:
     """Add a certificate to its issuer's record, unless it is there already. Raises OSError."""
     file_name = f"{name}-{certificate.serial_number:X}.pem"
     if file_name not in issuer.record:
-        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: cert_pem})
+        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: to_pem(certificate)})
         issuer.record.add(file_name)
 
 
-def tree_line(
-    task: Task, certificate: x509.Certificate, state: str, own: Authority | None
-) -> str:
+def tree_line(task: Task, draft: Draft, state: str, own: Authority | None) -> str:
     """Return an entry's line of the tree, indented by its depth."""
     depth = 0
     if task.above is not None:
         depth = len(task.above.chain)
     name = "  " * depth + task.entry.name
-    key = key_type(certificate.public_key())
+    key = key_type(draft.certificate.public_key())
     by = task.entry.issuer or "itself"
-    ends = certificate.not_valid_after_utc
+    ends = draft.certificate.not_valid_after_utc
 
     notes = ""
     if state in ("made", "renewed") and ends < task.entry.not_after:
@@ -486,6 +508,8 @@ def tree_line(
         notes += f", {len(own.revoked)} revoked"
     if not task.signer.is_here():
         notes += ", key elsewhere"
+    elif not draft.is_compared:
+        notes += ", key not compared"
     return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
 
 
@@ -515,13 +539,40 @@ def must_renew(task: Task, certificate: x509.Certificate) -> bool:
 def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certificate:
     """Return a new certificate for the same key. Raises Fault, OSError."""
     path = f"{task.folder.path}/cert.pem"
-    if task.entry.is_ca and certificate.subject != task.entry.subject:
-        where = task.entry.where
-        raise Fault(f"{path}: its children name this subject, not that of {where}")
+    if task.entry.is_ca:
+        if certificate.subject != task.entry.subject:
+            where = task.entry.where
+            raise Fault(f"{path}: its children name this subject, not that of {where}")
+        refuse_if_serial_is_named(task, certificate)
+
     renewed = certify(task, certificate.public_key())
     if task.above is not None:
         task.above.verifier.verify(path, renewed)
     return renewed
+
+
+def refuse_if_serial_is_named(task: Task, ca: x509.Certificate) -> None:
+    """Raise Fault if anything below a CA names its serial number. Raises OSError.
+
+    Other software may put issuer and serial number into an authorityKeyIdentifier. Such a
+    certificate would not verify below a renewed CA, which has a new serial number.
+    """
+    paths = [f"{task.folder.path}/issued/{name}" for name in sorted(task.folder.record)]
+    for entry in task.run.entries:
+        if entry.issuer == task.entry.name:
+            paths.append(os.path.join(task.run.keys, entry.name, "cert.pem"))
+
+    for path in paths:
+        if not os.path.exists(path):
+            continue
+        try:
+            extensions = load_certificate(path).extensions
+            named = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+        except x509.ExtensionNotFound:
+            continue
+        if named.authority_cert_serial_number == ca.serial_number:
+            why = f"{path} names its serial number, and would no longer verify"
+            raise Fault(f"{task.folder.path}/cert.pem: can't be renewed: {why}")
 
 
 def certify(task: Task, key: object) -> x509.Certificate:
@@ -529,91 +580,122 @@ def certify(task: Task, key: object) -> x509.Certificate:
 
     If the issuer's key is elsewhere, a signing request is left for it in the folder.
     """
-    path = f"{task.folder.path}/csr.pem"
+    path = f"{task.folder.path}/key.pem"
+    if task.folder.request is not None:
+        path = f"{task.folder.path}/csr.pem"
     check_key(path, key)
     public_key = cast("PublicKey", key)
+    check_dates(task.entry, task.run)
 
-    issuer_path = task.folder.path
-    issuer_signer = task.signer
+    signer = task.signer
     if task.above is not None:
         refuse_revoked_key(task, public_key, task.above)
-        issuer_path = task.above.path
-        issuer_signer = task.above.signer
+        signer = task.above.signer
 
-    if not issuer_signer.is_here():
-        leave_request(task)
-        advice = f"have {issuer_path} sign it, put cert.pem beside it, and run again"
-        raise Fault(f"{path}: {advice}")
-    return sign_certificate(task.entry, public_key, task.above, issuer_signer)
+    if not signer.is_here():
+        raise_for_request(task, signer)
+    return sign_certificate(task, public_key, signer)
 
 
-def sign_certificate(
-    entry: Entry, public_key: PublicKey, above: Authority | None, signer: Signer
-) -> x509.Certificate:
+def check_dates(entry: Entry, run: Run) -> None:
+    """Raise Fault for a date in the configuration that has become wrong as time went by."""
+    if entry.not_after <= run.now:
+        date = entry.not_after.date()
+        raise Fault(
+            f"{entry.where}.validity.notAfter: {date} has passed: give it a later date"
+        )
+    if entry.not_before > run.present:
+        date = entry.not_before.date()
+        raise Fault(
+            f"{entry.where}.validity.notBefore: {date} is still to come: set the clock"
+        )
+
+
+def sign_certificate(task: Task, public_key: PublicKey, signer: Signer) -> x509.Certificate:
     """Return a new certificate, signed with the issuer's key (RFC 5280, section 4.1)."""
-    issuer = entry.subject
+    entry = task.entry
+    subject = entry.subject
+    # What others name a CA by stays as it is: the subject as it is encoded, here, and the
+    # subjectKeyIdentifier, in value_for.
+    if entry.is_ca and task.folder.certificate is not None:
+        subject = task.folder.certificate.subject
+    issuer = subject
     not_after = entry.not_after
-    if above is not None:
-        issuer = above.chain[0].subject
+    if task.above is not None:
+        issuer = task.above.chain[0].subject
         # No certificate outlives its issuers.
-        not_after = min(not_after, above.not_after)
+        not_after = min(not_after, task.above.not_after)
 
     builder = (
         x509.CertificateBuilder()
         .issuer_name(issuer)
-        .subject_name(entry.subject)
+        .subject_name(subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(entry.not_before)
         .not_valid_after(not_after)
     )
     for extension in entry.extensions:
-        value = value_for(extension, public_key, above)
+        value = value_for(task, extension, public_key)
         builder = builder.add_extension(value, extension.critical)
     return builder.sign(signer.open(), signer.digest())
 
 
-def value_for(
-    extension: Extension, public_key: PublicKey, above: Authority | None
-) -> x509.ExtensionType:
+def value_for(task: Task, extension: Extension, public_key: PublicKey) -> x509.ExtensionType:
     """Return an extension's value. A key identifier is made from the key that it names."""
     if extension.value is not None:
         return extension.value
     if extension.oid == x509.SubjectKeyIdentifier.oid:
+        if task.entry.is_ca and task.folder.certificate is not None:
+            return subject_key_identifier(task.folder.certificate)
         return x509.SubjectKeyIdentifier.from_public_key(public_key)
-    if above is None:
+    if task.above is None:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
-    return above.key_identifier
+    return task.above.key_identifier
+
+
+def subject_key_identifier(ca: x509.Certificate) -> x509.SubjectKeyIdentifier:
+    """Return a CA's subjectKeyIdentifier (RFC 5280, section 4.2.1.2)."""
+    return ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
 
 
 def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """Return the authorityKeyIdentifier of all that a CA signs (RFC 5280, 4.2.1.1)."""
-    own = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    own = subject_key_identifier(ca)
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
-def leave_request(task: Task) -> None:
-    """Write a signing request (RFC 2986), unless there is one. Raises Fault, OSError."""
+def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
+    """Leave a request (RFC 2986) for a key that is elsewhere. Raises Fault, OSError."""
     folder = task.folder
-    if folder.request is not None or not task.signer.is_here():
-        return
-    builder = x509.CertificateSigningRequestBuilder().subject_name(task.entry.subject)
-    request = builder.sign(task.signer.open(), task.signer.digest())
-    files = {"csr.pem": to_pem(request)}
-    if folder.is_new():
-        files["key.pem"] = task.signer.pem or b""
-    update_folder(folder.path, folder.file_names, files)
+    if folder.request is None and not task.signer.is_here():
+        raise Fault(f"{folder.path}/cert.pem: can't be renewed: that takes {issuer.path}")
+
+    if folder.request is None:
+        builder = x509.CertificateSigningRequestBuilder().subject_name(task.entry.subject)
+        request = builder.sign(task.signer.open(), task.signer.digest())
+        files = {"csr.pem": to_pem(request)}
+        if folder.is_new():
+            files["key.pem"] = task.signer.pem or b""
+        update_folder(folder.path, folder.file_names, files)
+    advice = (
+        f"have {os.path.dirname(issuer.path)} sign it, put cert.pem beside it, and run again"
+    )
+    raise Fault(f"{folder.path}/csr.pem: {advice}")
 
 
 def is_due(run: Run, certificate: x509.Certificate) -> bool:
-    """Tell whether a certificate is in the last third of its life, or past its end."""
+    """Tell whether a certificate is due for renewal."""
     begins = certificate.not_valid_before_utc
-    return in_last_third(run, begins, certificate.not_valid_after_utc)
+    return needs_successor(run, begins, certificate.not_valid_after_utc)
 
 
-def in_last_third(run: Run, begins: datetime, ends: datetime) -> bool:
-    """Tell whether more than two thirds of a lifetime have passed."""
-    return run.now > ends - (ends - begins) / 3
+def needs_successor(run: Run, begins: datetime, ends: datetime) -> bool:
+    """Tell whether two thirds of a lifetime have passed, or none of it has begun.
+
+    The latter is what a clock leaves behind that was ahead for a while.
+    """
+    return begins > run.present or run.now > ends - (ends - begins) / 3
 
 
 # --- 5. Revocation lists ---------------------------------------------------------------------
@@ -626,7 +708,7 @@ def settle_list(
 
     the list is           key at hand   pass phrase to be typed   key elsewhere
     good                  kept          kept                      kept
-    in its last third     refreshed     kept, with a warning      kept, with a warning
+    due for a new one     refreshed     kept, with a warning      kept, with a warning
     expired               refreshed     error                     error
     extended (--revoke)   extended      extended, after typing    kept, with an error
     not there yet         begun         begun, after typing       missing, with a warning
@@ -636,8 +718,7 @@ def settle_list(
     path = f"{task.folder.path}/crl.pem"
     needs_key = f"it takes {task.signer.path}"
     current = newest_list(task, ca)
-    added = newly_revoked(task, current)
-
+    added = newly_revoked(task, current, problems)
     if current is not None and not added:
         if not list_is_due(task.run, ca, current):
             return current
@@ -653,7 +734,7 @@ def settle_list(
             problems.append(Problem("warning", f"{path}: {why}: {needs_key}"))
         return current
 
-    crl = next_list(task, ca, current, added)
+    crl = next_list(task, ca, current, added, problems)
     # match() can't compare a key that is still encrypted.
     if not is_signed_by(crl, ca):
         raise Fault(f"{task.folder.path}/cert.pem: is for another key than {task.signer.path}")
@@ -674,63 +755,111 @@ def next_list(
     task: Task,
     ca: x509.Certificate,
     current: RevocationList | None,
-    added: Sequence[x509.Certificate],
+    added: Sequence[x509.RevokedCertificate],
+    problems: list[Problem],
 ) -> RevocationList:
     """Return a CA's next list: what was revoked, and what is added (RFC 5280, section 5)."""
     now = task.run.now
     number = 0
-    revoked: list[x509.RevokedCertificate] = []
+    revoked: dict[int, x509.RevokedCertificate] = {}
     if current is not None:
         number = crl_number(current)
-        revoked.extend(current)
-    for certificate in added:
-        revoked.append(revoked_certificate(task.run, certificate))
+        revoked.update({each.serial_number: each for each in current})
+    # What was on the list already is replaced.
+    revoked.update({each.serial_number: each for each in added})
 
-    ends = ca.not_valid_after_utc
-    if task.entry.next_update is not None:
-        ends = min(ends, task.entry.next_update)
+    ends = end_of_next_list(task, ca, problems)
     # Backdated by a twelfth of its life, at most a day, for robots whose clocks are behind.
     begins = now - min(timedelta(days=1), (ends - now) / 12)
 
+    # Passed all at once: add_revoked_certificate copies the whole list each time.
     builder = (
-        x509.CertificateRevocationListBuilder()
+        x509.CertificateRevocationListBuilder(revoked_certificates=list(revoked.values()))
         .issuer_name(ca.subject)
         .last_update(max(begins, ca.not_valid_before_utc))
         .next_update(ends)
         .add_extension(x509.CRLNumber(number + 1), critical=False)
         .add_extension(key_identifier(ca), critical=False)
     )
-    for each in revoked:
-        builder = builder.add_revoked_certificate(each)
     return builder.sign(task.signer.open(), task.signer.digest())
 
 
-def revoked_certificate(run: Run, certificate: x509.Certificate) -> x509.RevokedCertificate:
+def end_of_next_list(task: Task, ca: x509.Certificate, problems: list[Problem]) -> datetime:
+    """Return when a CA's next list ends: with the CA, or at its nextUpdate. Raises Fault."""
+    ends = ca.not_valid_after_utc
+    if ends <= task.run.now:
+        raise Fault(f"{task.folder.path}/cert.pem: has expired, and signs no list: --renew it")
+
+    wanted = task.entry.next_update
+    if wanted is None:
+        return ends
+    if wanted > task.run.now:
+        return min(ends, wanted)
+    # A date that has passed must not keep a list from being made.
+    text = f"{wanted.date()} has passed: the list ends with the CA: give it a later date"
+    problems.append(Problem("error", f"{task.entry.where}.validity.nextUpdate: {text}"))
+    return ends
+
+
+def revoked_certificate(
+    serial_number: int, reason: str, since: datetime
+) -> x509.RevokedCertificate:
     """Return what a list says about a certificate (RFC 5280, section 5.3)."""
     builder = (
-        x509.RevokedCertificateBuilder()
-        .serial_number(certificate.serial_number)
-        .revocation_date(run.now)
+        x509.RevokedCertificateBuilder().serial_number(serial_number).revocation_date(since)
     )
     # The RFC wants this reason to be left out.
-    if run.orders.reason != "unspecified":
-        reason = x509.CRLReason(x509.ReasonFlags(run.orders.reason))
-        builder = builder.add_extension(reason, critical=False)
+    if reason != "unspecified":
+        extension = x509.CRLReason(x509.ReasonFlags(reason))
+        builder = builder.add_extension(extension, critical=False)
     return builder.build()
 
 
-def newly_revoked(task: Task, current: RevocationList | None) -> list[x509.Certificate]:
-    """Return what --revoke adds to a list: unexpired certificates. Raises Fault, OSError."""
-    already = serial_numbers(current)
+def newly_revoked(
+    task: Task, current: RevocationList | None, problems: list[Problem]
+) -> list[x509.RevokedCertificate]:
+    """Return what --revoke adds to a list, or changes on it. Raises Fault, OSError."""
+    orders = task.run.orders
+    on_list = {each.serial_number: each for each in current or ()}
     added = []
     for file_name in sorted(task.folder.record):
         name, _, _ = file_name.rpartition("-")
-        if name in task.run.orders.revoke:
-            certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
-            is_alive = certificate.not_valid_after_utc > task.run.now
-            if is_alive and certificate.serial_number not in already:
-                added.append(certificate)
+        # A root's record has its own old certificates, too. A root can't be revoked by a list.
+        if name not in orders.revoke or name == task.entry.name:
+            continue
+        certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
+        serial_number = certificate.serial_number
+        if certificate.not_valid_after_utc <= task.run.now:
+            continue
+
+        before = on_list.get(serial_number)
+        if before is None:
+            added.append(revoked_certificate(serial_number, orders.reason, task.run.now))
+        elif is_graver(orders.reason, reason_of(before)):
+            since = before.revocation_date_utc
+            added.append(revoked_certificate(serial_number, orders.reason, since))
+        else:
+            text = f"{name}: is revoked already ({reason_of(before)}): nothing changes"
+            problems.append(Problem("warning", text))
     return added
+
+
+COMPROMISES = ("keyCompromise", "cACompromise", "aACompromise")
+
+
+def is_graver(reason: str, before: str) -> bool:
+    """Tell whether a reason replaces an earlier one: any one a hold, a compromise the rest."""
+    if before == "certificateHold":
+        return reason != "certificateHold"
+    return reason in COMPROMISES and before not in COMPROMISES
+
+
+def reason_of(revoked: x509.RevokedCertificate) -> str:
+    """Return why a certificate was revoked (RFC 5280, section 5.3.1)."""
+    try:
+        return revoked.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
+    except x509.ExtensionNotFound:
+        return "unspecified"
 
 
 def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
@@ -793,10 +922,26 @@ def end_of_list(ca: x509.Certificate, crl: RevocationList) -> datetime:
 
 
 def list_is_due(run: Run, ca: x509.Certificate, crl: RevocationList) -> bool:
-    """Tell whether a list is in the last third of its life. An expired CA's is never due."""
-    if ca.not_valid_after_utc <= run.now:
+    """Tell whether a CA needs a new list: in the last third of the old one's life, if that one
+    begins in the future, or if it names another certificate of the CA.
+    """
+    # The next list of a CA that has expired, or has not begun, would be no better.
+    if ca.not_valid_after_utc <= run.now or ca.not_valid_before_utc > run.present:
         return False
-    return in_last_third(run, crl.last_update_utc, end_of_list(ca, crl))
+    if not names_issuer(crl, ca):
+        return True
+    return needs_successor(run, crl.last_update_utc, end_of_list(ca, crl))
+
+
+def names_issuer(crl: RevocationList, ca: x509.Certificate) -> bool:
+    """Tell whether a list's authorityKeyIdentifier, if it has one, fits a CA's certificate."""
+    try:
+        named = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return True
+    same_key = named.key_identifier in (None, key_identifier(ca).key_identifier)
+    same_serial = named.authority_cert_serial_number in (None, ca.serial_number)
+    return same_key and same_serial
 
 
 def is_revoked(task: Task, certificate: x509.Certificate) -> bool:
@@ -854,11 +999,8 @@ class Verifier:
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify a certificate (X509_verify_cert(3)). Raises Fault."""
-        digest = certificate.signature_hash_algorithm
         # Unlike a TLS context, a store has no security level that rejects MD5 or SHA-1.
-        if digest is not None and digest.name in ("md5", "sha1"):
-            raise Fault(f"{path}: is signed with {digest.name}, which can be forged")
-
+        check_digest(path, certificate)
         leaf = crypto.X509.from_cryptography(certificate)
         try:
             if self.ca_store is None:
@@ -869,7 +1011,7 @@ class Verifier:
             whose = error.certificate.to_cryptography().subject.rfc4514_string()
             advice = MEND
             if "not yet" in str(error):
-                advice = "set the clock"
+                advice = "--renew it, or set the clock"
             raise Fault(f"{path}: {error} ({whose}): {advice}") from None
 
     def verify_to_anchor(self, path: str, leaf: crypto.X509) -> None:
@@ -911,6 +1053,13 @@ class Verifier:
         return store
 
 
+def check_digest(path: str, certificate: x509.Certificate) -> None:
+    """Raise Fault for a signature with a digest for which collisions can be found."""
+    digest = certificate.signature_hash_algorithm
+    if digest is not None and digest.name in ("md5", "sha1"):
+        raise Fault(f"{path}: is signed with {digest.name}, which can be forged")
+
+
 def limits_names(ca: x509.Certificate) -> bool:
     """Tell whether a CA limits the names or addresses of everything below it."""
     return any(
@@ -921,25 +1070,59 @@ def limits_names(ca: x509.Certificate) -> bool:
 def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
     """Check that certificate, key and request match, and yield warnings. Raises Fault."""
     path = f"{task.folder.path}/cert.pem"
-    key_path = task.signer.path
     public_key = certificate.public_key()
     check_key(path, public_key)
-
-    if task.folder.key_pem is not None and os.stat(key_path).st_mode & 0o077:
-        text = f"{key_path}: not for its owner only: chmod 600 {key_path}"
-        yield Problem("warning", text)
+    if task.folder.key_pem is not None and os.stat(task.signer.path).st_mode & 0o077:
+        text = f"not for its owner only: chmod 600 {task.signer.path}"
+        yield Problem("warning", f"{task.signer.path}: {text}")
 
     is_readable = task.signer.is_here() and not task.signer.is_locked()
     if is_readable and task.signer.open().public_key() != public_key:
-        raise Fault(f"{path}: is for another key than {key_path}")
+        raise Fault(f"{path}: is for another key than {task.signer.path}")
+    if task.folder.key_pem is not None:
+        yield from encryption_warnings(task, task.folder.key_pem)
 
-    if task.entry.is_ca and not is_ca_certificate(certificate):
-        needs = "it takes CA:TRUE and a subjectKeyIdentifier"
-        raise Fault(f"{path}: is no CA's certificate: {needs}")
+    if task.entry.is_ca:
+        check_ca(path, certificate)
 
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
         raise Fault(f"{path}: is for another key than {task.folder.path}/csr.pem")
+
+
+def requested_key(folder: str, request: Request) -> object:
+    """Return the key in a request, which must have signed it (RFC 2986, 3). Raises Fault."""
+    if not request.is_sound:
+        why = "its signature is wrong or by SHA-1, or its key is RSA-PSS"
+        raise Fault(f"{folder}/csr.pem: {why}")
+    return request.public_key
+
+
+def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
+    """Yield a warning if a key is encrypted and should not be, or the reverse."""
+    path = task.signer.path
+    where = task.entry.where
+    is_encrypted = b"ENCRYPTED" in pem
+    if task.entry.passphrase is not None and not is_encrypted:
+        what = f"is not encrypted, though {where} has a cipher"
+        command = f"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {path} -out new.pem"
+        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
+    if task.entry.passphrase is None and is_encrypted:
+        what = f"is encrypted, though {where} has no cipher"
+        command = f"openssl pkey -in {path} -out new.pem"
+        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
+
+
+CA_NEEDS = "it takes CA:TRUE and a subjectKeyIdentifier"
+
+
+def check_ca(path: str, certificate: x509.Certificate) -> None:
+    """Raise Fault for a certificate that signs no certificates, or no lists."""
+    if not is_ca_certificate(certificate):
+        raise Fault(f"{path}: is no CA's certificate: {CA_NEEDS}")
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.KeyUsage) and not extension.value.crl_sign:
+            raise Fault(f"{path}: its keyUsage lacks cRLSign, so it signs no revocation lists")
 
 
 def is_ca_certificate(certificate: x509.Certificate) -> bool:
@@ -950,19 +1133,6 @@ def is_ca_certificate(certificate: x509.Certificate) -> bool:
         return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
-
-
-# The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
-RSA_PSS = bytes.fromhex("2a864886f70d01010a")
-
-
-def requested_key(folder: str, request: Request) -> object:
-    """Return the key in a request, which must have signed it (RFC 2986, 3). Raises Fault."""
-    # cryptography accepts no signature with SHA-1. It takes an RSA-PSS key for a plain one.
-    if not request.is_signature_valid or RSA_PSS in request.tbs_certrequest_bytes:
-        why = "its signature is wrong or by SHA-1, or its key is RSA-PSS"
-        raise Fault(f"{folder}/csr.pem: {why}")
-    return request.public_key()
 
 
 def compare(task: Task, draft: Draft) -> Iterator[Problem]:
@@ -991,7 +1161,7 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
         found.add((each.oid, each.critical, each.value.public_bytes()))
     wanted = set()
     for extension in task.entry.extensions:
-        value = value_for(extension, cast("PublicKey", public_key), task.above)
+        value = value_for(task, extension, cast("PublicKey", public_key))
         wanted.add((extension.oid, extension.critical, value.public_bytes()))
     for oid, _, _ in found.symmetric_difference(wanted):
         different.add(extension_row(oid.dotted_string).name)
@@ -1001,16 +1171,72 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
     return different
 
 
-def read_cross(folder: Folder, anchor: x509.Certificate) -> bytes:
-    """Return an anchor's cross.pem; empty if there is none. Raises Fault, OSError."""
-    if "cross.pem" not in folder.file_names:
+def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) -> bytes | None:
+    """Return an anchor's cross.pem, empty if there is none; None if it is of no use."""
+    path = f"{task.folder.path}/cross.pem"
+    if "cross.pem" not in task.folder.file_names:
         return b""
-    path = f"{folder.path}/cross.pem"
-    cross = load_certificate(path)
+    try:
+        chain = load_certificates(path)
+        check_cross(task, anchor, chain[0])
+        # The certificates of the higher CA's own issuers may follow.
+        for number in range(1, len(chain)):
+            check_issuer(path, chain[number - 1], chain[number])
+    except (Fault, OSError) as error:
+        problems.append(problem_of(error, path))
+        return None
+    if is_due(task.run, chain[0]):
+        ends = chain[0].not_valid_after_utc.date()
+        problems.append(Problem("warning", f"{path}: ends on {ends}: have it made anew"))
+    return to_pem(*chain)
+
+
+def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
+    """Check a cross-certificate for the anchor's name and key. Raises Fault."""
+    path = f"{task.folder.path}/cross.pem"
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
         raise Fault(f"{path}: is no higher CA's certificate for this name and key")
-    return to_pem(cross)
+    if not is_ca_certificate(cross):
+        raise Fault(f"{path}: is no CA's certificate: {CA_NEEDS}")
+    if subject_key_identifier(cross) != subject_key_identifier(anchor):
+        raise Fault(
+            f"{path}: has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
+        )
+    check_digest(path, cross)
+
+    constraints = cross.extensions.get_extension_for_class(x509.BasicConstraints).value
+    levels = levels_of_cas_below(task.run.entries, task.entry.name)
+    if constraints.path_length is not None and constraints.path_length < levels:
+        limit = constraints.path_length
+        raise Fault(
+            f"{path}: its pathlen:{limit} is too short for {levels} CAs in a row below"
+        )
+
+    if cross.not_valid_after_utc <= task.run.now:
+        raise Fault(f"{path}: has expired: have it made anew, or rm {path}")
+    if cross.not_valid_before_utc > task.run.present:
+        raise Fault(f"{path}: begins on {cross.not_valid_before_utc.date()}: set the clock")
+
+
+def check_issuer(path: str, certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Raise Fault unless a certificate is signed by the one that follows it in a file."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        raise Fault(
+            f"{path}: a certificate is followed by one that is not its issuer's"
+        ) from None
+
+
+def levels_of_cas_below(entries: Sequence[Entry], name: str) -> int:
+    """Return how many CAs in a row the configuration has below one."""
+    levels = {name: 0}
+    # The entries come in the order of the tree, each one after its issuer.
+    for entry in entries:
+        if entry.is_ca and entry.issuer in levels:
+            levels[entry.name] = levels[entry.issuer] + 1
+    return max(levels.values())
 
 
 # --- 7. Folders and files --------------------------------------------------------------------
@@ -1040,7 +1266,7 @@ def read_folder(path: str) -> Folder:
     if "cert.pem" in file_names:
         certificate = load_certificate(f"{path}/cert.pem")
     if "csr.pem" in file_names:
-        request = load_pem(f"{path}/csr.pem", x509.load_pem_x509_csr)
+        request = load_request(f"{path}/csr.pem")
     if "issued" in file_names:
         record = frozenset(os.listdir(f"{path}/issued"))
     return Folder(path, file_names, key_pem, certificate, request, record)
@@ -1054,20 +1280,132 @@ def read_file(path: str) -> bytes:
 
 def load_certificate(path: str) -> x509.Certificate:
     """Return the certificate in a PEM file. Raises Fault, OSError."""
-    return cast(x509.Certificate, load_pem(path, x509.load_pem_x509_certificate))
+    return load_certificates(path)[0]
 
 
-def load_pem(path: str, load: Callable[[bytes], Any]) -> Any:
-    """Return what a PEM file holds, once all of it is parsed. Raises Fault, OSError."""
+def load_certificates(path: str) -> list[x509.Certificate]:
+    """Return the certificates in a PEM file, at least one. Raises Fault, OSError."""
     data = read_file(path)
     try:
-        loaded = load(data)
-        # cryptography parses these when they are first used. Use them, to find damage here.
-        loaded.public_key()
-        _ = loaded.extensions
+        certificates = x509.load_pem_x509_certificates(data)
+        for certificate in certificates:
+            # cryptography parses these at their first use. Use them, to find damage here.
+            certificate.public_key()
+            _ = certificate.extensions
     except INVALID:
         raise Fault(f"{path}: is damaged, or not what its name says") from None
-    return loaded
+    for certificate in certificates:
+        if certificate.serial_number <= 0:
+            why = (
+                "its serial number is not positive, so it can't be revoked (RFC 5280, 4.1.2.2)"
+            )
+            raise Fault(f"{path}: {why}: have it made anew")
+    return certificates
+
+
+def load_request(path: str) -> Request:
+    """Return the signing request in a PEM file. Raises Fault, OSError."""
+    pem = read_file(path)
+    try:
+        return read_request(pem)
+    except INVALID:
+        raise Fault(f"{path}: is damaged, or not what its name says") from None
+
+
+# The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
+RSA_PSS = bytes.fromhex("06092a864886f70d01010a")
+
+
+def read_request(pem: bytes) -> Request:
+    """Return what counts of a signing request (RFC 2986). Raises one of INVALID."""
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        public_key = request.public_key()
+    except (ValueError, x509.InvalidVersion):
+        return read_odd_request(pem)
+    # cryptography takes an RSA-PSS key for a plain one.
+    is_plain = RSA_PSS not in request.tbs_certrequest_bytes
+    return Request(public_key, is_plain and request.is_signature_valid)
+
+
+# Signature algorithms in DER, and what they hash with (RFC 5758, RFC 4055, RFC 8410).
+SIGNATURES: dict[bytes, Digest | None] = {
+    bytes.fromhex("06082a8648ce3d040302"): hashes.SHA256(),
+    bytes.fromhex("06082a8648ce3d040303"): hashes.SHA384(),
+    bytes.fromhex("06082a8648ce3d040304"): hashes.SHA512(),
+    bytes.fromhex("06092a864886f70d01010b"): hashes.SHA256(),
+    bytes.fromhex("06092a864886f70d01010c"): hashes.SHA384(),
+    bytes.fromhex("06092a864886f70d01010d"): hashes.SHA512(),
+    bytes.fromhex("06032b6570"): None,
+    bytes.fromhex("06032b6571"): None,
+}
+
+
+def read_odd_request(pem: bytes) -> Request:
+    """Return the same of a request that cryptography can't parse. Raises ValueError.
+
+    OpenSSL accepts it: what is odd, such as the subject or an attribute, does not count.
+    """
+    block = re.search(b"-BEGIN [A-Z ]*REQUEST-----(.+?)-----END", pem, re.DOTALL)
+    if block is None:
+        raise ValueError("no request in PEM")
+    info, algorithm, signature = der_elements(base64.b64decode(block[1]))
+    # CertificationRequestInfo: version, subject, key, attributes.
+    key_der = der_elements(info)[2]
+    public_key = serialization.load_der_public_key(key_der)
+
+    name = der_elements(algorithm)[0]
+    start, end = der_content(signature, 0)
+    # A BIT STRING begins with the number of unused bits.
+    octets = signature[start + 1 : end]
+    if name not in SIGNATURES or RSA_PSS in key_der:
+        return Request(public_key, False)
+    return Request(public_key, is_signed_with(public_key, SIGNATURES[name], octets, info))
+
+
+def is_signed_with(
+    public_key: object, digest: Digest | None, signature: bytes, data: bytes
+) -> bool:
+    """Tell whether data is signed with a key, and a digest where the key type takes one."""
+    try:
+        if isinstance(public_key, ec.EllipticCurvePublicKey) and digest is not None:
+            public_key.verify(signature, data, ec.ECDSA(digest))
+        elif isinstance(public_key, rsa.RSAPublicKey) and digest is not None:
+            public_key.verify(signature, data, padding.PKCS1v15(), digest)
+        elif isinstance(public_key, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
+            public_key.verify(signature, data)
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+def der_elements(der: bytes) -> list[bytes]:
+    """Return the values inside a DER value, each with its header. Raises ValueError."""
+    elements = []
+    position, end = der_content(der, 0)
+    while position < end:
+        _, following = der_content(der, position)
+        elements.append(der[position:following])
+        position = following
+    return elements
+
+
+def der_content(der: bytes, position: int) -> tuple[int, int]:
+    """Return where a DER value's content begins and ends (X.690, 8.1). Raises ValueError."""
+    header = der[position : position + 2]
+    if len(header) < 2:
+        raise ValueError("cut short")
+    length = header[1]
+    start = position + 2
+    if length >= 128:
+        octets = der[start : start + length - 128]
+        start += length - 128
+        length = int.from_bytes(octets, "big")
+    if start + length > len(der):
+        raise ValueError("cut short")
+    return start, start + length
 
 
 def read_lists(path: str) -> ListFile:
@@ -1153,7 +1491,9 @@ def create_file(part: str, data: bytes, path: str) -> None:
         raise OSError(error.errno, error.strerror, path) from None
 
 
-def to_pem(*objects: x509.Certificate | Request | RevocationList | None) -> bytes:
+def to_pem(
+    *objects: x509.Certificate | x509.CertificateSigningRequest | RevocationList | None,
+) -> bytes:
     """Return certificates, requests or lists as PEM (RFC 7468), without what is None."""
     pem = b""
     for each in objects:
@@ -1164,7 +1504,9 @@ def to_pem(*objects: x509.Certificate | Request | RevocationList | None) -> byte
 
 @contextmanager
 def locked(keys: str) -> Iterator[None]:
-    """Make the keys folder and lock it: one run at a time works on it. Raises OSError."""
+    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError."""
+    if os.path.islink(keys) and not os.path.exists(keys):
+        raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which is not there")
     os.makedirs(keys, 0o700, exist_ok=True)
     # The kernel releases the lock when this process ends, however it ends.
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
@@ -1260,13 +1602,22 @@ class Signer:
         pem = self.pem or b""
         variable = self.entry.passphrase
         phrase = None
-        if variable is not None and b"ENCRYPTED" in pem:
+        if b"ENCRYPTED" in pem:
+            if variable is None:
+                raise Fault(f"{self.path}: is encrypted, but {self.entry.where} has no cipher")
             phrase = self.phrases.get(variable)
         try:
-            key = serialization.load_pem_private_key(pem, phrase)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            why = f"is damaged, or its pass phrase ({variable}) is wrong or not set"
+            key = load_key(pem, phrase)
+        except (ValueError, TypeError, UnsupportedAlgorithm, crypto.Error):
+            why = "is damaged, or of a form that OpenSSL can't read"
+            if phrase is not None:
+                why = f"is damaged, or its pass phrase ({variable}) is wrong or not set"
+            if b"OPENSSH" in pem:
+                why = f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {self.path}"
             raise Fault(f"{self.path}: {why}") from None
+        if key is None:
+            why = "is an RSA-PSS key, which peers take for no plain RSA key"
+            raise Fault(f"{self.path}: {why}: mv it away, and run again for another")
         # Before it signs, its public key is compared with one of a type that can sign.
         return cast("PrivateKey", key)
 
@@ -1275,6 +1626,27 @@ class Signer:
         if isinstance(self.open(), (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
             return DIGESTS[self.entry.digest]
         return None
+
+
+EVP_PKEY_RSA_PSS = 912
+
+
+def load_key(pem: bytes, phrase: bytes | None) -> object | None:
+    """Return a private key; None for an RSA-PSS key. Raises ValueError, crypto.Error.
+
+    OpenSSL reads what cryptography does not, such as EC keys with 31 or 33 octets, which some
+    programs write. And cryptography takes an RSA-PSS key for a plain one.
+    """
+    try:
+        key: object = serialization.load_pem_private_key(pem, phrase)
+        if not isinstance(key, rsa.RSAPrivateKey):
+            return key
+    except ValueError:
+        pass
+    loaded = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, phrase or b"")
+    if loaded.type() == EVP_PKEY_RSA_PSS:
+        return None
+    return loaded.to_cryptography_key()
 
 
 def make_key(run: Run, entry: Entry, folder: Folder) -> Signer:
@@ -1355,6 +1727,9 @@ class Phrases(NamedTuple):
         # OpenSSL's buffer for it (PEM_BUFSIZE) has 1024 bytes.
         if not 0 < len(phrase) < 1024:
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
+        if new and phrase.endswith((b"\n", b"\r")):
+            why = "ends with a line break, which nobody can type: take it off"
+            raise Fault(f"{variable}: the pass phrase {why}")
         return phrase
 
 
@@ -1367,6 +1742,9 @@ def ask(variable: str, new: bool) -> str:
         again = phrase
         if new:
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
+    except UnicodeDecodeError:
+        # Without the exception, whose text shows what was typed.
+        raise Fault(f"{variable}: what was typed is no text in this locale") from None
     except (OSError, EOFError):
         why = "is no environment variable, and no terminal answers"
         raise Fault(f"{variable}: {why}") from None
@@ -1463,6 +1841,7 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
 
     ordered = in_tree_order(entries)
     check_path_lengths(entries)
+    check_subjects(entries)
     return ordered
 
 
@@ -1522,6 +1901,15 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
             issuer_name = issuer.issuer
 
 
+def check_subjects(entries: Mapping[str, Entry]) -> None:
+    """Check that no entry has its issuer's name. Raises ConfigurationError."""
+    for entry in entries.values():
+        # Such a certificate would look self-signed (RFC 5280, section 6.1).
+        if entry.issuer is not None and entry.subject == entries[entry.issuer].subject:
+            text = f"is the same as that of its issuer, {entry.issuer}"
+            raise ConfigurationError(f"{entry.where}.subject: {text}")
+
+
 def path_length(ca: Entry) -> int | None:
     """Return a CA's pathlen; None if it has no limit."""
     for extension in ca.extensions:
@@ -1560,6 +1948,13 @@ SUBJECT_FIELDS = {
     "commonName": (x509.NameOID.COMMON_NAME, ".{1,64}"),
     "serialNumber": (x509.NameOID.SERIAL_NUMBER, "[A-Za-z0-9 '()+,./:=?-]{1,64}"),
     "domainComponent": (x509.NameOID.DOMAIN_COMPONENT, "[A-Za-z0-9-]{1,63}"),
+    "givenName": (x509.NameOID.GIVEN_NAME, ".{1,64}"),
+    "surname": (x509.NameOID.SURNAME, ".{1,64}"),
+    "title": (x509.NameOID.TITLE, ".{1,64}"),
+    "pseudonym": (x509.NameOID.PSEUDONYM, ".{1,128}"),
+    "userId": (x509.NameOID.USER_ID, ".{1,256}"),
+    "streetAddress": (x509.NameOID.STREET_ADDRESS, ".{1,128}"),
+    "postalCode": (x509.NameOID.POSTAL_CODE, ".{1,40}"),
     "emailAddress": (x509.NameOID.EMAIL_ADDRESS, "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}"),
 }
 
@@ -1581,15 +1976,16 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
             refuse_unknown(field, item)
             # "~" removes a field.
             if item is not None:
-                text = with_name(text_of(item), name)
-                values[field] = read_value(field, text, is_ca, now)
+                parts = parts_of(field, item, name)
+                values[field] = read_value(field, parts, is_ca, now)
         except INVALID as error:
             shown = repr(item)
             if isinstance(item, (dict, list, set)):
                 shown = str(type(item))
             raise ConfigurationError(f"{where}.{field}: {shown}: {error}") from None
 
-    check_fields(where, values, is_ca)
+    has_subject = isinstance(fields.get("subject"), dict)
+    check_fields(where, values, is_ca, has_subject)
     return new_entry(name, where, is_ca, values, now)
 
 
@@ -1600,6 +1996,10 @@ def new_entry(
     passphrase = None
     if "cipher" in values:
         passphrase = values["passphrase"]
+    subject: list[x509.NameAttribute[str | bytes]] = []
+    for field in values:
+        if field.startswith("subject."):
+            subject.extend(values[field])
     return Entry(
         name=name,
         where=where,
@@ -1608,7 +2008,7 @@ def new_entry(
         key_type=values["key"],
         digest=values.get("digest", "sha256"),
         passphrase=passphrase,
-        subject=x509.Name([values[field] for field in values if field.startswith("subject.")]),
+        subject=x509.Name(subject),
         not_before=values.get("validity.notBefore", now),
         not_after=values["validity.notAfter"],
         next_update=values.get("validity.nextUpdate"),
@@ -1650,9 +2050,11 @@ def is_nameless_extension(name: str) -> bool:
     return re.fullmatch(OID, name) is not None and extension_row(name).name == name
 
 
-def check_fields(where: str, values: Mapping[str, Any], is_ca: bool) -> None:
+def check_fields(
+    where: str, values: Mapping[str, Any], is_ca: bool, has_subject: bool
+) -> None:
     """Check that an entry's fields go together. Raises ConfigurationError."""
-    required = ["key", "subject", "validity.notAfter"]
+    required = ["key", "validity.notAfter"]
     if is_ca:
         required.append("extensions.basicConstraints")
         required.append("extensions.keyUsage")
@@ -1664,10 +2066,17 @@ def check_fields(where: str, values: Mapping[str, Any], is_ca: bool) -> None:
     if "cipher" in values:
         required.append("passphrase")
     for field in required:
-        # Any field of the subject will do.
-        if field not in values and not any(each.startswith(f"{field}.") for each in values):
+        if field not in values:
             raise ConfigurationError(f"{where}.{field}: is missing")
+    check_subject(where, values, is_ca, has_subject)
+    check_combinations(where, values, is_ca)
 
+
+def check_combinations(where: str, values: Mapping[str, Any], is_ca: bool) -> None:
+    """Check fields that exclude each other. Raises ConfigurationError."""
+    ends = values["validity.notAfter"]
+    if values.get("validity.notBefore", ends) > ends:
+        raise ConfigurationError(f"{where}.validity: notBefore is later than notAfter")
     if values["key"] not in KEY_TYPES:
         text = f"{values['key']} needs cryptography 47 or newer"
         raise ConfigurationError(f"{where}.key: {text}")
@@ -1677,6 +2086,34 @@ def check_fields(where: str, values: Mapping[str, Any], is_ca: bool) -> None:
     if "validity.nextUpdate" in values and not is_ca:
         text = "only a CA has a revocation list"
         raise ConfigurationError(f"{where}.validity.nextUpdate: {text}")
+
+
+def check_subject(
+    where: str, values: Mapping[str, Any], is_ca: bool, has_subject: bool
+) -> None:
+    """Check that an entry has a name (RFC 5280, 4.1.2.6). Raises ConfigurationError."""
+    if any(field.startswith("subject.") for field in values):
+        return
+    if is_ca or not has_subject:
+        raise ConfigurationError(f"{where}.subject: is missing")
+    names = values.get("extensions.subjectAltName")
+    if names is None or not names.critical:
+        text = "is missing: without one, subjectAltName must be critical (RFC 5280, 4.1.2.6)"
+        raise ConfigurationError(f"{where}.subject: {text}")
+
+
+def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
+    """Return the texts of a list or of an extension, or the one text. Raises ValueError."""
+    group, _, _ = field.partition(".")
+    if isinstance(item, list):
+        if group not in ("subject", "extensions") or not item:
+            raise ValueError("is a list, not text: only subject and extensions may have one")
+        return tuple(with_name(text_of(each), name) for each in item)
+    text = with_name(text_of(item), name)
+    if group != "extensions":
+        return (text,)
+    # In a list, a part may have commas of its own.
+    return tuple(part.strip() for part in text.split(","))
 
 
 def text_of(item: object) -> str:
@@ -1700,27 +2137,52 @@ def with_name(text: str, name: str) -> str:
 
 # Cached, as the entries of a fleet have most of their values in common.
 @cache
-def read_value(field: str, text: str, is_ca: bool, now: datetime) -> object:
-    """Return what a text means in a field. Raises one of INVALID."""
+def read_value(field: str, parts: tuple[str, ...], is_ca: bool, now: datetime) -> object:
+    """Return what a field says. Raises one of INVALID."""
     group, _, name = field.partition(".")
-    check_form(text, FORMS.get(field, ".+"))
+    for part in parts:
+        check_form(part, FORMS.get(field, ".+"))
     if group == "subject":
         oid, _ = SUBJECT_FIELDS[name]
-        return x509.NameAttribute(oid, text)
-    if group == "validity":
-        return read_time(name, text, now)
+        return [name_attribute(oid, part) for part in parts]
     if group == "extensions":
-        return read_extension(name, text, is_ca)
-    return text
+        return read_extension(name, parts, is_ca)
+    if group == "validity":
+        return read_time(name, parts[0], now)
+    return parts[0]
 
 
 def check_form(text: str, form: str) -> None:
     """Check a text against a regular expression. Raises ValueError."""
-    if not re.fullmatch(form, text) or not text.isprintable():
+    if not re.fullmatch(form, text):
         raise ValueError(f"is not of the form {form}")
+    for character in text:
+        # Control characters, separators of lines and paragraphs, halves of surrogate pairs.
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs"):
+            raise ValueError(f"holds {character!a}, which is no text")
 
 
-def read_time(field: str, text: str, now: datetime) -> datetime:
+def name_attribute(oid: x509.ObjectIdentifier, text: str) -> x509.NameAttribute[str | bytes]:
+    """Return one attribute of a name (RFC 5280, section 4.1.2.4). Raises ValueError."""
+    if oid != x509.NameOID.COMMON_NAME or len(text.encode()) <= 64:
+        return x509.NameAttribute(oid, text)
+
+    # RFC 5280 allows 64 characters. cryptography allows 64 octets, but more in what it reads.
+    # So have it read a request whose organizationName is turned into a commonName.
+    organization = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, text)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(organization)
+    request = builder.sign(ed25519.Ed25519PrivateKey.generate(), None)
+    der = request.public_bytes(serialization.Encoding.DER)
+    der = der.replace(ORGANIZATION_NAME, COMMON_NAME, 1)
+    return next(iter(x509.load_der_x509_csr(der).subject))
+
+
+# id-at-organizationName and id-at-commonName in DER (RFC 5280, appendix A.1).
+ORGANIZATION_NAME = bytes.fromhex("060355040a")
+COMMON_NAME = bytes.fromhex("0603550403")
+
+
+def read_time(name: str, text: str, now: datetime) -> datetime:
     """Return a timestamp, or an offset from now (a year has 365 days). Raises ValueError."""
     offset = re.fullmatch("([+-]?[0-9]+)([hdwy])", text)
     if offset is not None:
@@ -1732,11 +2194,12 @@ def read_time(field: str, text: str, now: datetime) -> datetime:
             moment = moment.replace(tzinfo=timezone.utc)
         moment = moment.astimezone(timezone.utc)
 
-    is_past = moment <= now
-    must_be_past = field == "notBefore"
-    # RFC 5280, section 4.1.2.5, has no years before 1950.
-    if moment.year < 1950 or is_past != must_be_past:
+    # A timestamp becomes wrong by itself, as time goes by. It is checked when it is used.
+    if offset is not None and (moment <= now) != (name == "notBefore"):
         raise ValueError("is in the wrong part of time: notBefore <= now < all others")
+    # RFC 5280, section 4.1.2.5, has no years before 1950.
+    if moment.year < 1950:
+        raise ValueError("is before 1950")
     return moment.replace(microsecond=0)
 
 
@@ -1762,10 +2225,10 @@ class ExtensionRow(NamedTuple):
     limits_below: bool = False  # limits names or addresses, down to the last certificate
 
 
-def read_extension(name: str, text: str, is_ca: bool) -> Extension:
+def read_extension(name: str, parts: Sequence[str], is_ca: bool) -> Extension:
     """Return an extension from the syntax of x509v3_config(5). Raises one of INVALID."""
     row = EXTENSIONS.get(name) or extension_row(name)
-    items = [item.strip() for item in text.split(",")]
+    items = list(parts)
     critical = items[0] == "critical"
     if critical:
         items.remove("critical")
@@ -1775,7 +2238,10 @@ def read_extension(name: str, text: str, is_ca: bool) -> Extension:
         raise ValueError(f"nothing of the form {row.form} follows critical")
     for item in items:
         if not re.fullmatch(row.form, item) or items.count(item) > 1:
-            raise ValueError(f"{item!r} stands twice, or is not of the form {row.form}")
+            text = f"{item!r} stands twice, or is not of the form {row.form}"
+            if len(items) > 1:
+                text += "; a part with a comma takes a YAML list of parts, or %2C in a URI"
+            raise ValueError(text)
 
     value = None
     if row.read is not None:
@@ -1837,7 +2303,19 @@ def read_extended_key_usage(parts: Parts) -> x509.ExtendedKeyUsage:
 
 def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
     """Read `DNS:localhost, IP:127.0.0.1` (RFC 5280, section 4.2.1.6)."""
-    return x509.SubjectAlternativeName([read_name(item) for item in parts.items])
+    names: list[x509.GeneralName] = []
+    spellings: list[object] = []
+    for item in parts.items:
+        name = read_name(item)
+        # Upper and lower case mean the same host.
+        spelling: object = name
+        if isinstance(name, x509.DNSName):
+            spelling = name.value.lower()
+        if spelling in spellings:
+            raise ValueError(f"{item!r} stands twice, in different spellings")
+        names.append(name)
+        spellings.append(spelling)
+    return x509.SubjectAlternativeName(names)
 
 
 def read_name_constraints(parts: Parts) -> x509.NameConstraints:
@@ -1904,7 +2382,8 @@ def host_form(front: str) -> str:
 
 
 NAME_FORMS = {
-    "DNS": host_form("(?:[*][.])?"),
+    # No verifier accepts a wildcard right below a top-level domain (RFC 6125, section 7.2).
+    "DNS": host_form("(?:[*][.](?=[^.]+[.]))?"),
     "URI": "[A-Za-z][A-Za-z0-9+.-]*:[!-~]+",
     "email": f"{MAILBOX}@{host_form('')}",
 }
@@ -1924,8 +2403,32 @@ def read_name(item: str) -> x509.GeneralName:
     """Read a name such as `DNS:localhost` (RFC 5280, section 4.2.1.6). Raises ValueError."""
     kind, _, value = item.partition(":")
     if kind == "IP":
+        if "%" in value:
+            raise ValueError(
+                "a certificate has no place for a zone: leave out % and what follows"
+            )
         return x509.IPAddress(ipaddress.ip_address(value))
+    if kind == "RID":
+        return x509.RegisteredID(x509.ObjectIdentifier(value))
+    if kind == "otherName":
+        return read_other_name(value)
     return read_text_name(kind, value, NAME_FORMS)
+
+
+def read_other_name(value: str) -> x509.OtherName:
+    """Read `1.3.6.1.4.1.311.20.2.3;UTF8:robot@example`, such as a UPN. Raises ValueError."""
+    dotted, _, text = value.partition(";UTF8:")
+    if not re.fullmatch(OID, dotted) or not text:
+        raise ValueError("an otherName is of the form OID;UTF8:TEXT")
+    content = text.encode()
+    length = len(content).to_bytes(2, "big")
+    # The tag of a UTF8String in DER, and that its length has two octets (X.690, 8.1.3.5).
+    der = b"\x0c\x82" + length + content
+    if len(content) < 128:
+        der = b"\x0c" + length[1:] + content
+    elif len(content) < 256:
+        der = b"\x0c\x81" + length[1:] + content
+    return x509.OtherName(x509.ObjectIdentifier(dotted), der)
 
 
 def read_subtree(item: str) -> x509.GeneralName:
@@ -1992,7 +2495,7 @@ ROWS = (
     ExtensionRow(
         "subjectAltName",
         x509.SubjectAlternativeName.oid,
-        "(DNS|IP|URI|email):.+",
+        "(DNS|IP|URI|email|RID|otherName):.+",
         read_alternative_name,
     ),
     ExtensionRow(
@@ -2100,7 +2603,8 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
     options = parse_arguments(arguments)
     report = Report(options.quiet)
     try:
-        generate(options, now, report)
+        with without_library_warnings():
+            generate(options, now, report)
     except KeyboardInterrupt:
         return 130
     except ConfigurationError as error:
@@ -2114,9 +2618,10 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
 
 def generate(options: argparse.Namespace, verify_at: datetime | None, report: Report) -> None:
     """Read the configuration, and settle all of it. Raises Fault, OSError."""
-    now = verify_at or datetime.now(timezone.utc)
+    present = verify_at or datetime.now(timezone.utc)
+    present = present.replace(microsecond=0)
     # The clock of another program may be a tick behind. What begins now has begun for it, too.
-    now = now.replace(microsecond=0) - timedelta(seconds=1)
+    now = present - timedelta(seconds=1)
     keys = options.keys
     entries = read_configuration(options.config, now)
     phrases = Phrases(os.environ, {})
@@ -2134,11 +2639,22 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             if entry.passphrase is not None:
                 phrases.get(entry.passphrase, new=True)
 
+    warn_of_expired(orders, keys, entries, now, report)
     with locked(keys):
         clear_leftovers(keys)
         new_keys = make_keys_ahead(keys, entries)
-        run = Run(keys, now, verify_at, orders, phrases, new_keys, read_copies(keys))
-        walk(run, entries, report)
+        run = Run(
+            keys=keys,
+            entries=entries,
+            present=present,
+            now=now,
+            verify_at=verify_at,
+            orders=orders,
+            phrases=phrases,
+            new_keys=new_keys,
+            copies=read_copies(keys),
+        )
+        walk(run, report)
         os.sync()
 
 
@@ -2155,13 +2671,53 @@ def check_orders(orders: Orders, keys: str, entries: Sequence[Entry]) -> None:
 
 def recorded_names(keys: str, entries: Sequence[Entry]) -> set[str]:
     """Return the names of all entries with a certificate in some CA's record."""
-    names = set()
+    return {name for name, _ in recorded(keys, entries)}
+
+
+def recorded(keys: str, entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the path of every certificate in a CA's record."""
     for entry in entries:
-        if entry.is_ca:
-            for path in Path(keys, entry.name, "issued").glob("*.pem"):
-                name, _, _ = path.name.rpartition("-")
-                names.add(name)
-    return names
+        folder = os.path.join(keys, entry.name, "issued")
+        file_names: list[str] = []
+        # A folder that can't be read is an error when its own turn comes.
+        with suppress(OSError):
+            if entry.is_ca:
+                file_names = sorted(os.listdir(folder))
+        for file_name in file_names:
+            name, _, _ = file_name.rpartition("-")
+            # A root's own certificates can't be revoked by a list of its own.
+            if file_name.endswith(".pem") and name != entry.name:
+                yield name, os.path.join(folder, file_name)
+
+
+def warn_of_expired(
+    orders: Orders, keys: str, entries: Sequence[Entry], now: datetime, report: Report
+) -> None:
+    """Print a warning for each name that has nothing left to be revoked."""
+    alive = set()
+    for name, path in recorded(keys, entries):
+        if name in orders.revoke:
+            # What can't be read is an error when the CA's turn comes.
+            with suppress(Fault, OSError):
+                if load_certificate(path).not_valid_after_utc <= now:
+                    continue
+            alive.add(name)
+    for name in sorted(orders.revoke - alive):
+        text = f"{name}: all its certificates have expired: nothing is to be revoked"
+        report.problem(Problem("warning", text))
+
+
+@contextmanager
+def without_library_warnings() -> Iterator[None]:
+    """Silence what cryptography says about certificates of other software.
+
+    A commonName may have 64 characters, which can be more octets. And load_certificates
+    refuses serial numbers that are not positive.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attribute's length must be")
+        warnings.filterwarnings("ignore", "Parsed a serial number which wasn't positive")
+        yield
 
 
 REASONS = [flag.value for flag in x509.ReasonFlags if flag.value != "removeFromCRL"]

@@ -1,6 +1,6 @@
 """Paste the README's commands as its reader does; end with status 1 at the first difference.
 
-`paste.py packages` runs the bare `./simple_key_generation.py` instead, on Debian's own packages.
+`paste.py packages` runs the bare `./simple_key_generation.py` instead, on Debian's packages.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from pathlib import Path
 
 DEADLINE = 60.0  # seconds; what takes longer hangs
 PHRASES = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros"}
-SECTIONS = dict(part.split("\n", 1) for part in Path("README.md").read_text().split("\n## ")[1:])
+SECTIONS = dict(
+    part.split("\n", 1) for part in Path("README.md").read_text().split("\n## ")[1:]
+)
 
 
 def blocks(title: str, kind: str) -> list[str]:
     """Return the blocks of a kind in a section, in their order."""
-    found: list[str] = re.findall(rf"^```{kind}\n(.*?)^```$", SECTIONS[title], re.DOTALL | re.MULTILINE)
+    found: list[str] = re.findall(
+        rf"^```{kind}\n(.*?)^```$", SECTIONS[title], re.DOTALL | re.MULTILINE
+    )
     return found
 
 
@@ -34,7 +38,7 @@ def compare(printed: str, shown: str) -> None:
 
 
 def run(command: str, env: dict[str, str] | None = None) -> str:
-    """Run a command that must succeed, and return its standard output; its errors are shown."""
+    """Run a command that must succeed, show its errors, and return its standard output."""
     result = subprocess.run(
         ["bash", "-c", command],
         env={**os.environ, **(env or {})},
@@ -120,7 +124,9 @@ def use_the_keys() -> None:
 def run_the_tests() -> None:
     """Paste the test command, and show what it prints."""
     (command,) = [text for text in blocks("Tests", "sh") if "pytest" in text]
-    status = subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, check=False).returncode
+    status = subprocess.run(
+        ["bash", "-c", command], stdin=subprocess.DEVNULL, check=False
+    ).returncode
     if status != 0:
         sys.exit(f"status {status}: {command}")
 

@@ -113,6 +113,24 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     configure(folder, apply)
 
 
+EXAMPLE = re.compile(r"^#    ([\w-]+):.*\n(?:#      .*\n)*", re.MULTILINE)
+
+
+def examples(text: str) -> dict[str, str]:
+    """Return the lines of each example that is commented out in a configuration, by its name."""
+    return {found[1]: found[0] for found in EXAMPLE.finditer(text)}
+
+
+def uncomment(folder: Path, *names: str) -> None:
+    """Remove the comment sign, and nothing else, from each line of some examples."""
+    path = folder / "sros_config.yml"
+    text = path.read_text()
+    for name in names:
+        lines = examples(text)[name]
+        text = text.replace(lines, re.sub("^#", "", lines, flags=re.MULTILINE))
+    path.write_text(text)
+
+
 def add_client2(folder: Path) -> None:
     """Add a node like client to the configuration."""
     edit(folder, lambda keys: keys["nodes"].update(client2=keys["nodes"]["client"]))

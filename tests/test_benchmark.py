@@ -58,8 +58,8 @@ def test_every_figure_has_a_peer_and_the_picture_is_well_formed(tmp_path: Path) 
             "issuing",
         ),
         ("simple_key_generation.py", 'files["crl.pem"] = crl_pem', 'files["crl.pem"] = b""', "issuing"),
-        ("simple_https_server.py", 'b"hello\\n" if', 'b"hallo\\n" if', "exchange"),
-        ("simple_https_server.py", 'b"hello\\n" if line == b"hola\\n" else line', 'b"hello\\n"', "echo"),
+        ("simple_https_server.py", 'sendall(b"hello\\n")', 'sendall(b"hallo\\n")', "exchange"),
+        ("simple_https_server.py", "sendall(line)", 'sendall(b"hello\\n")', "echo"),
     ],
 )
 def test_a_broken_script_fails_it(tmp_path: Path, script: str, old: str, new: str, part: str) -> None:
