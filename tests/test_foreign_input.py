@@ -469,6 +469,7 @@ def test_a_subject_has_its_fields_in_order_and_as_often_as_they_stand_there(
     assert printed == f"subject={SUBJECTS[name][1]}\n"
 
 
+@pytest.mark.filterwarnings("ignore:Attribute's length")
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_may_have_64_characters_of_any_script_and_spaces_of_all_kinds(
     all_kinds: AllKinds, name: str
@@ -611,6 +612,11 @@ WRONG = {
     "one IPv6 address in two cases": wrong_names("IP:fe80::a, IP:FE80::A", "twice"),
     "one address in a list": wrong_names(["IP:::1", "DNS:a", "IP:0::1"], "twice"),
     "a mail domain in two cases": wrong_names("email:a@x.example, email:a@X.example", "twice"),
+    "one purpose by name and by number": Wrong(
+        with_extensions(extendedKeyUsage="serverAuth, 1.3.6.1.5.5.7.3.1"),
+        "extensions.extendedKeyUsage",
+        "twice",
+    ),
     "the issuer's own subject": Wrong(
         {
             "subject": {
