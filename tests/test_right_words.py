@@ -104,7 +104,6 @@ IMPORTS = {
     "pyOpenSSL is too old": ("OpenSSL", "raise AttributeError('lib has no X509_V_FLAG')"),
     "pyOpenSSL wants a newer cryptography": ("OpenSSL", "raise TypeError('deprecated')"),
     "PyYAML is not there": ("yaml", "raise ModuleNotFoundError('No module named yaml')"),
-    "PyYAML is another program's": ("yaml", "safe_load = None"),
     "cryptography can't load OpenSSL": ("cryptography", "raise RuntimeError('no provider')"),
     "cryptography lacks a library": (
         "cryptography",
