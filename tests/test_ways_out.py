@@ -673,6 +673,8 @@ def test_a_leftover_that_cannot_be_removed_is_an_error_of_that_entry_only(copy: 
     assert result.returncode == 1 and errors(result)
     assert all("client2" in line for line in errors(result)), result.stderr
     assert states(result).get("client3") == "made"
+    assert states(result)["server"] == "revoked"
+    drop(copy / "keys", "server")
     assert states(fine(as_user(copy)))["client2"] == "made"
     assert not leftover.exists()
 
