@@ -372,6 +372,8 @@ EXTENSIONS = {
         "otherName:1.3.6.1.5.5.7.8.5;UTF8:a@b.example, DNS:b.example",
         "otherName:1.3.6.1.5.5.7.8.5;UTF8:a@b.example, DNS:b.example",
     ),
+    "user-of-200": Written("subjectAltName", USER + "x" * 200, USER + "x" * 200),
+    "user-of-300": Written("subjectAltName", USER + "x" * 300, USER + "x" * 300),
     "registered": Written("subjectAltName", "RID:1.2.840.113549", "RID:1.2.840.113549"),
     "ldap": Written("crlDistributionPoints", [f"URI:{LDAP}"], f"@s\n[s]\nURI={LDAP}"),
     "points": Written(
@@ -938,7 +940,7 @@ def test_a_key_that_has_such_a_pass_phrase_is_still_opened_with_it(copy: Path) -
 
 # --- Serial numbers that are zero or negative ------------------------------------------------
 
-SERIALS = ["0", "-5", "-0x80"]
+SERIALS = ["0", "-5", pytest.param("-0x80", marks=pytest.mark.slow)]
 
 
 def self_signed(folder: Path, number: str) -> None:

@@ -233,13 +233,17 @@ def foreign_ca(folder: Path, name: str, mask: str, issuer: Path | None) -> None:
     request.unlink()
 
 
-@pytest.fixture(scope="module", params=["nombstr", "MASK:0x4", "MASK:0x800"])
+# PrintableString, TeletexString and BMPString (openssl-req(1), string_mask)
+MASKS = ["nombstr", "MASK:0x4", pytest.param("MASK:0x800", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=MASKS)
 def adopted(
     request: pytest.FixtureRequest, made: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Keys with a root and a master of other software, and the same after both were renewed.
 
-    Their names are PrintableString, TeletexString or BMPString, and their key identifiers are
+    Their names have another type of string than the script's, and their key identifiers are
     not made with SHA-1. To read only.
     """
     folder = tmp_path_factory.mktemp("adopted") / "before"
