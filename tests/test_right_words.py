@@ -104,7 +104,6 @@ IMPORTS = {
     "pyOpenSSL is too old": ("OpenSSL", "raise AttributeError('lib has no X509_V_FLAG')"),
     "pyOpenSSL wants a newer cryptography": ("OpenSSL", "raise TypeError('deprecated')"),
     "PyYAML is not there": ("yaml", "raise ModuleNotFoundError('No module named yaml')"),
-    "PyYAML is another program's": ("yaml", "safe_load = None"),
     "cryptography can't load OpenSSL": ("cryptography", "raise RuntimeError('no provider')"),
     "cryptography lacks a library": (
         "cryptography",
@@ -302,6 +301,9 @@ LISTS: dict[str, Change] = {
         notAfter=["9y"]
     ),
     "keys.root.passphrase": lambda keys: keys["root"].update(passphrase=["A", "B"]),
+    "keys.root.subject": lambda keys: keys["root"].update(subject=[]),
+    "keys.root.validity": lambda keys: keys["root"].update(validity=["9y"]),
+    "keys.nodes.server.extensions": lambda keys: keys["nodes"]["server"].update(extensions=[]),
     "keys.nodes.server.cipher": lambda keys: keys["nodes"]["server"].update(cipher=[]),
 }
 
@@ -311,8 +313,19 @@ def test_a_list_where_a_text_belongs_is_called_a_list(tmp_path: Path, place: str
     edit(tmp_path, LISTS[place])
     (line,) = complaints(generate(tmp_path), "error", 2)
     assert line.startswith(f"sros_config.yml: {place}: ")
-    assert "list" in line and "quotes" not in line
+    assert "list" in line and "quotes" not in line and "unknown" not in line
+    assert "class" not in line, "Python's word"
     assert not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize("field", ["commonName", "organizationName"])
+def test_a_mapping_where_a_text_belongs_is_called_a_mapping(
+    tmp_path: Path, field: str
+) -> None:
+    edit(tmp_path, lambda keys: keys["root"]["subject"].update({field: {"a": "b"}}))
+    (line,) = complaints(generate(tmp_path), "error", 2)
+    assert line.startswith(f"sros_config.yml: keys.root.subject.{field}: ")
+    assert "mapping" in line and "quotes" not in line and "class" not in line
 
 
 @pytest.mark.parametrize("value", [False, 83, 1.5], ids=str)
