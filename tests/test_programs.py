@@ -64,7 +64,7 @@ SERVERS = {
         ("Caddyfile.server",),
         r"HTTP/1.1 400 Bad Request\r",
         "x509: certificate signed by unknown authority",
-        {"Caddyfile.server": "client_auth"},
+        {"Caddyfile.server": "require_and_verify"},
     ),
 }
 
