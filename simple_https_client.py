@@ -114,7 +114,7 @@ def make_context(folder: Path) -> ssl.SSLContext:
     # Refuse weak keys and digests, whatever openssl.cnf says.
     context.set_ciphers("DEFAULT:@SECLEVEL=2")
 
-    # Debian 12's Python sets this option. A stream that was cut short would look complete.
+    # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
     # The server must show a certificate for the host that was called. Only the names in its
@@ -123,9 +123,9 @@ def make_context(folder: Path) -> ssl.SSLContext:
     context.check_hostname = True
     context.hostname_checks_common_name = False
 
-    # Verify chains as strictly as RFC 5280 says, and up to an anchor. This leaves out what
-    # create_default_context sets in Python 3.13: with VERIFY_X509_PARTIAL_CHAIN, a chain could
-    # end in any certificate that is loaded here.
+    # Verify chains as strictly as RFC 5280 says, and up to an anchor. Python 3.13's
+    # create_default_context also sets VERIFY_X509_PARTIAL_CHAIN. It stays off here, because
+    # with it a chain could end in any certificate that is loaded below.
     context.verify_flags = ssl.VERIFY_X509_STRICT
 
     check_files(folder)

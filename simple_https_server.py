@@ -92,20 +92,15 @@ def main() -> int:
     options = parse_arguments()
     pass_phrase = PassPhrase()
     try:
-        context = make_context(options.keys, pass_phrase)
+        shared = Shared(make_context(options.keys, pass_phrase), options.verbose)
         listeners = listen(options.host, options.port)
+        start_threads(listeners, shared)
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
         complain(f"cannot serve {options.host} port {options.port}", error)
         return 1
 
-    # All threads inherit this mask, so signals are left to sigwait.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    shared = Shared(context, options.verbose)
-    crew = Crew(shared)
-    for listener in listeners:
-        Thread(target=accept_clients, args=(listener, crew), daemon=True).start()
     port = listeners[0].getsockname()[1]
     say(f"listening on {options.host} port {port}", sys.stderr)
 
@@ -160,7 +155,7 @@ def make_context(folder: Path, pass_phrase: PassPhrase) -> ssl.SSLContext:
     # Refuse weak keys and digests, whatever openssl.cnf says.
     context.set_ciphers("DEFAULT:@SECLEVEL=2")
 
-    # Debian 12's Python sets this option. A stream that was cut short would look complete.
+    # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
     # A client that resumes a session with a ticket does not show its certificate again.
@@ -170,9 +165,9 @@ def make_context(folder: Path, pass_phrase: PassPhrase) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.check_hostname = False
 
-    # Verify chains as strictly as RFC 5280 says, and up to an anchor. This leaves out what
-    # create_default_context sets in Python 3.13: with VERIFY_X509_PARTIAL_CHAIN, a chain could
-    # end in any certificate that is loaded here.
+    # Verify chains as strictly as RFC 5280 says, and up to an anchor. Python 3.13's
+    # create_default_context also sets VERIFY_X509_PARTIAL_CHAIN. It stays off here, because
+    # with it a chain could end in any certificate that is loaded below.
     context.verify_flags = ssl.VERIFY_X509_STRICT
 
     check_files(folder)
@@ -274,6 +269,15 @@ def open_listener(host: str, port: int) -> socket.socket:
     return socket.create_server(address, family=family, backlog=MAX_CONNECTIONS)
 
 
+def start_threads(listeners: list[socket.socket], shared: Shared) -> None:
+    """Begin to accept and serve clients. Raises RuntimeError if there are no threads."""
+    # All threads inherit this mask, so signals are left to sigwait in main.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    crew = Crew(shared)
+    for listener in listeners:
+        Thread(target=accept_clients, args=(listener, crew), daemon=True).start()
+
+
 def accept_clients(listener: socket.socket, crew: Crew) -> None:
     """Accept clients for ever, and hand each one to a thread of the crew."""
     while True:
@@ -314,13 +318,13 @@ class Crew:
             self.start_thread()
 
     def start_thread(self) -> None:
-        """Let a new thread join. Raises RuntimeError if the system has none."""
+        """Let a new thread join. Raises RuntimeError if there are too many."""
         Thread(target=self.work, daemon=True).start()
         self.threads += 1
         self.idle += 1
 
     def hand_over(self, raw: socket.socket, address: Any) -> None:
-        """Have a thread serve a client. Raises RuntimeError."""
+        """Have a thread serve a client. Raises RuntimeError if there are too many."""
         with self.lock:
             if self.idle == 0:
                 self.start_thread()

@@ -58,7 +58,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
 SCRIPT = "simple_key_generation.py"
 
@@ -565,12 +565,8 @@ def refuse_if_serial_is_named(task: Task, ca: x509.Certificate) -> None:
     for path in paths:
         if not os.path.exists(path):
             continue
-        try:
-            extensions = load_certificate(path).extensions
-            named = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-        except x509.ExtensionNotFound:
-            continue
-        if named.authority_cert_serial_number == ca.serial_number:
+        named = extension_of(load_certificate(path), x509.AuthorityKeyIdentifier)
+        if named is not None and named.authority_cert_serial_number == ca.serial_number:
             why = f"{path} names its serial number, and would no longer verify"
             raise Fault(f"{task.folder.path}/cert.pem: can't be renewed: {why}")
 
@@ -655,7 +651,7 @@ def value_for(task: Task, extension: Extension, public_key: PublicKey) -> x509.E
 
 
 def subject_key_identifier(ca: x509.Certificate) -> x509.SubjectKeyIdentifier:
-    """Return a CA's subjectKeyIdentifier (RFC 5280, section 4.2.1.2)."""
+    """Return a CA's subjectKeyIdentifier (RFC 5280, section 4.2.1.2), which check_ca wants."""
     return ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
 
 
@@ -856,10 +852,10 @@ def is_graver(reason: str, before: str) -> bool:
 
 def reason_of(revoked: x509.RevokedCertificate) -> str:
     """Return why a certificate was revoked (RFC 5280, section 5.3.1)."""
-    try:
-        return revoked.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
-    except x509.ExtensionNotFound:
+    reason = extension_of(revoked, x509.CRLReason)
+    if reason is None:
         return "unspecified"
+    return reason.reason.value
 
 
 def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
@@ -903,10 +899,10 @@ def is_signed_by(crl: RevocationList, ca: x509.Certificate) -> bool:
 
 def crl_number(crl: RevocationList) -> int:
     """Return a list's number; 0 if it has none (RFC 5280, section 5.2.3)."""
-    try:
-        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
+    number = extension_of(crl, x509.CRLNumber)
+    if number is None:
         return 0
+    return number.crl_number
 
 
 def serial_numbers(crl: RevocationList | None) -> frozenset[int]:
@@ -935,9 +931,8 @@ def list_is_due(run: Run, ca: x509.Certificate, crl: RevocationList) -> bool:
 
 def names_issuer(crl: RevocationList, ca: x509.Certificate) -> bool:
     """Tell whether a list's authorityKeyIdentifier, if it has one, fits a CA's certificate."""
-    try:
-        named = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    except x509.ExtensionNotFound:
+    named = extension_of(crl, x509.AuthorityKeyIdentifier)
+    if named is None:
         return True
     same_key = named.key_identifier in (None, key_identifier(ca).key_identifier)
     same_serial = named.authority_cert_serial_number in (None, ca.serial_number)
@@ -1113,26 +1108,29 @@ def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
         yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
 
 
-CA_NEEDS = "it takes CA:TRUE and a subjectKeyIdentifier"
-
-
 def check_ca(path: str, certificate: x509.Certificate) -> None:
-    """Raise Fault for a certificate that signs no certificates, or no lists."""
-    if not is_ca_certificate(certificate):
-        raise Fault(f"{path}: is no CA's certificate: {CA_NEEDS}")
-    for extension in certificate.extensions:
-        if isinstance(extension.value, x509.KeyUsage) and not extension.value.crl_sign:
-            raise Fault(f"{path}: its keyUsage lacks cRLSign, so it signs no revocation lists")
+    """Raise Fault for a certificate that can't sign what a CA signs (RFC 5280, 4.2.1)."""
+    constraints = extension_of(certificate, x509.BasicConstraints)
+    identifier = extension_of(certificate, x509.SubjectKeyIdentifier)
+    if constraints is None or not constraints.ca or identifier is None:
+        needs = "it takes CA:TRUE and a subjectKeyIdentifier"
+        raise Fault(f"{path}: is no CA's certificate: {needs}")
+    usage = extension_of(certificate, x509.KeyUsage)
+    if usage is not None and not usage.crl_sign:
+        raise Fault(f"{path}: its keyUsage lacks cRLSign, so it signs no revocation lists")
 
 
-def is_ca_certificate(certificate: x509.Certificate) -> bool:
-    """Tell whether a certificate has CA:TRUE, and the identifier that others name it by."""
-    try:
-        extensions = certificate.extensions
-        extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
+T = TypeVar("T", bound=x509.ExtensionType)
+
+
+def extension_of(
+    holder: x509.Certificate | RevocationList | x509.RevokedCertificate, kind: type[T]
+) -> T | None:
+    """Return the value of an extension; None if there is none of that kind."""
+    for extension in holder.extensions:
+        if isinstance(extension.value, kind):
+            return extension.value
+    return None
 
 
 def compare(task: Task, draft: Draft) -> Iterator[Problem]:
@@ -1197,18 +1195,19 @@ def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
         raise Fault(f"{path}: is no higher CA's certificate for this name and key")
-    if not is_ca_certificate(cross):
-        raise Fault(f"{path}: is no CA's certificate: {CA_NEEDS}")
+    check_ca(path, cross)
     if subject_key_identifier(cross) != subject_key_identifier(anchor):
         raise Fault(
             f"{path}: has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
         )
     check_digest(path, cross)
 
-    constraints = cross.extensions.get_extension_for_class(x509.BasicConstraints).value
-    levels = levels_of_cas_below(task.run.entries, task.entry.name)
-    if constraints.path_length is not None and constraints.path_length < levels:
+    constraints = extension_of(cross, x509.BasicConstraints)
+    limit = None
+    if constraints is not None:
         limit = constraints.path_length
+    levels = levels_of_cas_below(task.run.entries, task.entry.name)
+    if limit is not None and limit < levels:
         raise Fault(
             f"{path}: its pathlen:{limit} is too short for {levels} CAs in a row below"
         )
@@ -2696,15 +2695,18 @@ def warn_of_expired(
     """Print a warning for each name that has nothing left to be revoked."""
     alive = set()
     for name, path in recorded(keys, entries):
-        if name in orders.revoke:
-            # What can't be read is an error when the CA's turn comes.
-            with suppress(Fault, OSError):
-                if load_certificate(path).not_valid_after_utc <= now:
-                    continue
+        if name in orders.revoke and not has_expired(path, now):
             alive.add(name)
     for name in sorted(orders.revoke - alive):
         text = f"{name}: all its certificates have expired: nothing is to be revoked"
         report.problem(Problem("warning", text))
+
+
+def has_expired(path: str, now: datetime) -> bool:
+    """Tell whether a certificate has expired. One that can't be read counts as alive."""
+    with suppress(Fault, OSError):
+        return load_certificate(path).not_valid_after_utc <= now
+    return False
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Paste the README's commands as its reader does; end with status 1 at the first difference.
 
-`paste.py packages` runs the bare `./simple_key_generation.py` instead, on Debian's own packages.
+`paste.py packages` runs the bare `./simple_key_generation.py`, on Debian's own packages.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def compare(printed: str, shown: str) -> None:
 
 
 def run(command: str, env: dict[str, str] | None = None) -> str:
-    """Run a command that must succeed, and return its standard output; its errors are shown."""
+    """Run a command that must succeed, and return its standard output. Errors are shown."""
     result = subprocess.run(
         ["bash", "-c", command],
         env={**os.environ, **(env or {})},

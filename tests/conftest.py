@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -77,6 +78,13 @@ def configure(folder: Path, change: Callable[[dict[str, object]], None] | None =
     return path
 
 
+def without_ciphers(document: dict[str, object]) -> None:
+    """Leave no key encrypted."""
+    entries = cast(dict[str, Any], document["keys"])
+    for entry in (entries["root"], entries["master"], *entries["nodes"].values()):
+        del entry["cipher"], entry["passphrase"]
+
+
 class PlainDumper(yaml.SafeDumper):
     """Writes every mapping out instead of naming it."""
 
@@ -129,12 +137,28 @@ def strangers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def made_plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but that no key is encrypted: to read, not to change."""
+    folder = tmp_path_factory.mktemp("plain")
+    configure(folder, without_ciphers)
+    result = generate(folder, env=None)
+    assert (result.returncode, result.stderr) == (0, "")
+    return folder
+
+
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Path:
     """A copy of that folder, to change."""
     folder = tmp_path / "copy"
     shutil.copytree(made, folder, symlinks=True)
     return folder
+
+
+@pytest.fixture
+def plain(made_plain: Path, tmp_path: Path) -> Path:
+    """A copy of the folder in which no key is encrypted, to change."""
+    return shutil.copytree(made_plain, tmp_path / "plain")
 
 
 class Server:
@@ -260,8 +284,11 @@ class Terminal:
         return True
 
     def type(self, text: str) -> None:
-        """Type a text as it stands; a newline is the return key, \\x03 is Ctrl-C."""
-        os.write(self.fd, text.encode())
+        """Type a text as it stands; a newline is the return key, \\x03 is Ctrl-C.
+
+        A surrogate is an octet that is no text: \\udce4 is what Latin-1 has for ä.
+        """
+        os.write(self.fd, text.encode(errors="surrogateescape"))
 
     def finish(self) -> int:
         """Read to the end and return the exit status."""

@@ -136,9 +136,9 @@ def add_client2(folder: Path) -> None:
     edit(folder, lambda keys: keys["nodes"].update(client2=keys["nodes"]["client"]))
 
 
-def later(folder: Path, when: str, env: dict[str, str] | None = PHRASES) -> Result:
-    """Run the script in a folder at a later time."""
-    return run("faketime", when, sys.executable, GENERATE, cwd=folder, env=env)
+def later(folder: Path, when: str, *arguments: str, env: dict[str, str] | None = PHRASES) -> Result:
+    """Run the script in a folder at another time, such as +2 days."""
+    return run("faketime", when, sys.executable, GENERATE, *arguments, cwd=folder, env=env)
 
 
 def certificate(path: Path) -> x509.Certificate:
@@ -203,3 +203,31 @@ def drop(folder: Path, *names: str) -> None:
 def keep_only(folder: Path, *names: str) -> None:
     """Remove all else from a folder."""
     drop(folder, *(path.name for path in folder.iterdir() if path.name not in names))
+
+
+def states(result: Result) -> dict[str, str]:
+    """Return what a run printed of each entry: made, kept, renewed or revoked."""
+    lines = [re.sub(r"^\[ *\d+/\d+\] ", "", line) for line in result.stdout.splitlines()]
+    return {line.split()[0]: line.split()[1] for line in lines}
+
+
+def serial(node: Path) -> int:
+    """Return the serial number of a folder's certificate."""
+    return certificate(node / "cert.pem").serial_number
+
+
+def record(keys: Path, name: str, ca: str = "master") -> Path:
+    """Return where a CA's record of the certificate in force stands."""
+    return keys / ca / "issued" / f"{name}-{serial(keys / name):X}.pem"
+
+
+def revoked_serials(path: Path) -> set[int]:
+    """Return the serial numbers on the first list in a file: a CA's own, or a node's issuer's."""
+    return {entry.serial_number for entry in lists(path)[0]}
+
+
+def judge(node: Path, peer: Path | None = None) -> Result:
+    """Have openssl verify a folder's chain, by the trust anchor and the lists of a peer or its own."""
+    by, chain = peer or node, ("-untrusted", node / "fullchain.pem", node / "cert.pem")
+    trust = ("-CAfile", by / "ca.pem", "-CRLfile", by / "crl.pem", "-no-CApath", "-no-CAstore")
+    return run("openssl", "verify", "-x509_strict", "-crl_check_all", *trust, *chain)

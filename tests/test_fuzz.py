@@ -320,7 +320,8 @@ Value = tuple[str, x509.ExtensionType | None, bool]  # as it is written, what it
 URI = VISIBLE.map(lambda rest: f"urn:{rest}")
 EMAIL = st.builds("{}@{}".format, st.text(ALNUM + "!#+-._", min_size=1, max_size=20), HOST)
 NAMES: st.SearchStrategy[Item] = st.one_of(
-    st.builds(lambda star, x: (f"DNS:{star}{x}", x509.DNSName(star + x)), st.sampled_from(["", "*."]), HOST),
+    st.builds(lambda x: (f"DNS:{x}", x509.DNSName(x)), HOST),
+    st.builds(lambda x: (f"DNS:*.{x}", x509.DNSName(f"*.{x}")), HOST.filter(lambda x: "." in x)),
     st.ip_addresses().map(lambda x: (f"IP:{x}", x509.IPAddress(x))),
     URI.map(lambda x: (f"URI:{x}", x509.UniformResourceIdentifier(x))),
     EMAIL.map(lambda x: (f"email:{x}", x509.RFC822Name(x))),
@@ -901,6 +902,8 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     higher = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Company")])
     builder = x509.CertificateBuilder(higher, root.subject, root.public_key()).serial_number(7)
     builder = builder.not_valid_before(root.not_valid_before_utc).not_valid_after(root.not_valid_after_utc)
+    for extension in root.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
     cross = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
     (folder / "keys" / "root" / "cross.pem").write_bytes(cross.public_bytes(serialization.Encoding.PEM))
     result = main(folder)

@@ -11,7 +11,16 @@ from subprocess import CompletedProcess
 from typing import Any, cast
 
 import pytest
-from conftest import GENERATE, PHRASES, Terminal, configure, generate, openssl, run
+from conftest import (
+    GENERATE,
+    PHRASES,
+    Terminal,
+    configure,
+    generate,
+    openssl,
+    run,
+    without_ciphers,
+)
 
 VARIABLES = {
     "root": "SROS_ROOT_PASSPHRASE",
@@ -42,13 +51,6 @@ def add_client2(folder: Path) -> None:
         nodes["client2"] = nodes["client"]
 
     configure(folder, change)
-
-
-def without_ciphers(document: dict[str, object]) -> None:
-    """Leave no key encrypted."""
-    entries = cast(dict[str, Any], document["keys"])
-    for entry in (entries["root"], entries["master"], *entries["nodes"].values()):
-        del entry["cipher"], entry["passphrase"]
 
 
 def terminal(folder: Path, env: Mapping[str, str] | None = None) -> Terminal:

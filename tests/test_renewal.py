@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,13 +39,18 @@ from folders import (
     edit,
     faults,
     fine,
+    judge,
     keep_only,
     later,
     lists,
     make_list,
     number,
+    record,
     refused,
+    revoked_serials,
+    serial,
     sign,
+    states,
     tree,
     warned,
 )
@@ -123,34 +127,7 @@ def expired(old: Path, tmp_path: Path) -> Path:
 
 def renew_later(folder: Path, when: str, *names: str, env: dict[str, str] | None = MASTERS) -> Result:
     """Run the script with --renew at a later time."""
-    return run("faketime", when, sys.executable, GENERATE, "--renew", *names, cwd=folder, env=env)
-
-
-def states(result: Result) -> dict[str, str]:
-    """Return what a run printed of each entry: made, kept, renewed or revoked."""
-    return {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
-
-
-def serial(node: Path) -> int:
-    """Return the serial number of a folder's certificate."""
-    return certificate(node / "cert.pem").serial_number
-
-
-def record(keys: Path, name: str, ca: str = "master") -> Path:
-    """Return where a CA's record of the certificate in force stands."""
-    return keys / ca / "issued" / f"{name}-{serial(keys / name):X}.pem"
-
-
-def revoked_serials(path: Path) -> set[int]:
-    """Return the serial numbers on the first list in a file: a CA's own, or a node's issuer's."""
-    return {entry.serial_number for entry in lists(path)[0]}
-
-
-def judge(node: Path, peer: Path | None = None) -> Result:
-    """Have openssl verify a folder's chain, by the trust anchor and the lists of a peer or its own."""
-    by, chain = peer or node, ("-untrusted", node / "fullchain.pem", node / "cert.pem")
-    trust = ("-CAfile", by / "ca.pem", "-CRLfile", by / "crl.pem", "-no-CApath", "-no-CAstore")
-    return run("openssl", "verify", "-x509_strict", "-crl_check_all", *trust, *chain)
+    return later(folder, when, "--renew", *names, env=env)
 
 
 def exchange(serve: Serve, server: Path, peer: Path) -> None:

@@ -1,0 +1,1106 @@
+"""Every state has a way out.
+
+A clock was wrong, another program made a CA, a date has passed, a folder can't be read, a
+higher CA's certificate is no good, a key is not encrypted as the configuration says, or the
+reason for a revocation was worse than it seemed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import GENERATE, PHRASES, configure, generate, openssl, run
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from folders import (
+    CA_EXTENSIONS,
+    SERVER_EXTENSIONS,
+    SUBJECT,
+    Result,
+    add_client2,
+    certificate,
+    changed,
+    complaints,
+    drop,
+    edit,
+    faults,
+    fine,
+    judge,
+    later,
+    lists,
+    number,
+    refused,
+    revoked_serials,
+    serial,
+    sign,
+    states,
+    tree,
+    warned,
+)
+
+MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
+CAS, NODES = ["root", "master"], ["server", "client"]
+Keys = dict[str, Any]
+
+
+def now() -> datetime:
+    """Return this moment."""
+    return datetime.now(timezone.utc)
+
+
+def day(days: int) -> str:
+    """Return a day from now, as a configuration writes it."""
+    return (now() + timedelta(days=days)).strftime("%Y-%m-%d")
+
+
+def errors(result: Result) -> list[str]:
+    """Return the error lines of a run."""
+    return [line for line in result.stderr.splitlines() if ": error: " in line]
+
+
+def begins(crl: Path) -> datetime:
+    """Return when the first list in a file begins."""
+    return lists(crl)[0].last_update_utc
+
+
+# --- A clock that was ahead ------------------------------------------------------------------
+
+
+def monthly(keys: Keys) -> None:
+    """Have both CAs make a new list every month."""
+    for name in CAS:
+        keys[name]["validity"]["nextUpdate"] = "30d"
+
+
+@pytest.fixture(scope="module")
+def made_monthly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys whose CAs make a new list every month: to read only."""
+    folder = tmp_path_factory.mktemp("monthly")
+    edit(folder, monthly)
+    fine(generate(folder))
+    return folder
+
+
+@pytest.fixture
+def month(made_monthly: Path, tmp_path: Path) -> Path:
+    """A copy of that, to change."""
+    return shutil.copytree(made_monthly, tmp_path / "month")
+
+
+def test_a_list_from_the_future_is_replaced_and_nothing_on_it_is_lost(month: Path) -> None:
+    keys = month / "keys"
+    revoked = serial(keys / "client")
+    assert later(month, "+25 days", "--revoke", "client").returncode == 0
+    numbers = [number(*lists(keys / name / "crl.pem")) for name in CAS]
+    assert all(begins(keys / name / "crl.pem") > now() for name in CAS)
+
+    drop(keys, "client")
+    assert states(fine(generate(month)))["client"] == "made"
+    for name, old in zip(CAS, numbers, strict=True):
+        (crl,) = lists(keys / name / "crl.pem")
+        assert number(crl) == old + 1 and crl.last_update_utc < now()
+    assert revoked_serials(keys / "server/crl.pem") == {revoked}
+    assert [judge(keys / name).returncode for name in NODES] == [0, 0]
+
+    before = tree(month)
+    fine(generate(month))
+    assert tree(month) == before, "a list that has begun is kept"
+
+
+def test_a_list_from_the_future_waits_for_its_key_and_others_do_not(month: Path) -> None:
+    keys = month / "keys"
+    fine(later(month, "+25 days"))
+    (keys / "root/key.pem").rename(month / "stick.pem")
+    first, *_ = complaints(generate(month), "error", 1)
+    assert "keys/root/crl.pem" in first and "keys/root/key.pem" in first
+    assert begins(keys / "root/crl.pem") > now()
+
+    (month / "stick.pem").rename(keys / "root/key.pem")
+    fine(generate(month))
+    assert all(begins(keys / name / "crl.pem") < now() for name in [*CAS, *NODES])
+    assert judge(keys / "server").returncode == 0
+
+
+@pytest.mark.parametrize("names", ["", "root master server client"])
+def test_a_whole_folder_that_was_made_ahead_is_mended_by_renewal(
+    tmp_path: Path, names: str
+) -> None:
+    keys = tmp_path / "keys"
+    configure(tmp_path)
+    fine(later(tmp_path, "+10 days"))
+    before = tree(keys)
+    result = generate(tmp_path)
+    assert result.returncode == 1 and "--renew" in result.stderr
+    assert tree(keys) == before
+
+    result = fine(generate(tmp_path, "--renew", *names.split()))
+    assert set(states(result).values()) == {"renewed"}
+    fine(generate(tmp_path, env=None))
+    assert all(begins(keys / name / "crl.pem") < now() for name in [*CAS, *NODES])
+    assert [judge(keys / name).returncode for name in NODES] == [0, 0]
+    after = tree(keys)
+    assert all(
+        after[f"{name}/key.pem"] == before[f"{name}/key.pem"] for name in [*CAS, *NODES]
+    )
+
+
+def test_renewal_without_names_includes_exactly_what_begins_in_the_future(copy: Path) -> None:
+    add_client2(copy)
+    fine(later(copy, "+10 days", env=MASTERS))
+    (line,) = refused(generate(copy, env=MASTERS), "keys/client2/cert.pem")
+    assert "--renew" in line and "clock" in line
+    result = fine(generate(copy, "--renew", env=MASTERS))
+    expected = {**dict.fromkeys([*CAS, *NODES], "kept"), "client2": "renewed"}
+    assert states(result) == expected
+    assert judge(copy / "keys/client2", copy / "keys/server").returncode == 0
+
+
+def test_a_master_that_was_renewed_ahead_is_mended_without_touching_the_rest(
+    copy: Path,
+) -> None:
+    fine(later(copy, "+10 days", "--renew", "master"))
+    assert generate(copy).returncode == 1
+    result = fine(generate(copy, "--renew"))
+    expected = {**dict.fromkeys(["root", *NODES], "kept"), "master": "renewed"}
+    assert states(result) == expected
+    assert [judge(copy / "keys" / name).returncode for name in NODES] == [0, 0]
+
+
+def test_a_clock_that_was_decades_ahead_is_mended_in_the_same_way(copy: Path) -> None:
+    far = later(copy, "+20 years", "--renew")
+    assert set(states(far).values()) == {"renewed"}, far.stderr
+    result = fine(generate(copy, "--renew"))
+    assert set(states(result).values()) == {"renewed"}
+    fine(generate(copy, env=None))
+    assert [judge(copy / "keys" / name).returncode for name in NODES] == [0, 0]
+
+
+def test_a_clock_that_is_behind_changes_nothing(month: Path) -> None:
+    before = tree(month)
+    lines = complaints(later(month, "-30 days"), "error", 1)
+    assert any("--renew" in line and "clock" in line for line in lines)
+    assert tree(month) == before
+    fine(generate(month, env=None))
+
+
+# --- A CA that other software made -----------------------------------------------------------
+
+
+FOREIGN = """[req]
+distinguished_name = name
+prompt = no
+utf8 = yes
+string_mask = {mask}
+[name]
+C = US
+O = SROS Example
+OU = Robots
+CN = {name}
+"""
+ENCRYPTED_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-passout")
+IDENTIFIERS = {"root": "00112233445566778899", "master": "0a0b0c0d0e0f"}
+
+
+def foreign_ca(folder: Path, name: str, mask: str, issuer: Path | None) -> None:
+    """Make a CA's key and certificate by openssl, with names and identifiers of its own."""
+    shutil.rmtree(folder)
+    folder.mkdir(0o700)
+    path, request = folder / "key.pem", folder.parent / f"{name}.csr"
+    phrase = "root" if name == "root" else "sros"
+    text = FOREIGN.format(mask=mask, name=name)
+    made = (*ENCRYPTED_KEY, f"pass:{phrase}", "-keyout", path, "-out", request)
+    openssl("req", "-new", *made, "-config", "/dev/stdin", stdin=text)
+    path.chmod(0o600)
+    extensions = CA_EXTENSIONS.replace("hash", IDENTIFIERS[name])
+    if issuer is not None:
+        sign(request, issuer, "root", extensions, folder / "cert.pem")
+    else:
+        extensions = extensions.replace("pathlen:0", "pathlen:1")
+        extensions = extensions.replace("authorityKeyIdentifier = keyid\n", "")
+        own = ("-signkey", path, "-passin", f"pass:{phrase}", "-days", "3000")
+        how = ("-extfile", "/dev/stdin", "-out", folder / "cert.pem")
+        openssl("x509", "-req", "-in", request, *own, *how, stdin=extensions)
+    request.unlink()
+
+
+@pytest.fixture(scope="module", params=["nombstr", "MASK:0x4", "MASK:0x800"])
+def adopted(
+    request: pytest.FixtureRequest, made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Keys with a root and a master of other software, and the same after both were renewed.
+
+    Their names are PrintableString, TeletexString or BMPString, and their key identifiers are
+    not made with SHA-1. To read only.
+    """
+    folder = tmp_path_factory.mktemp("adopted") / "before"
+    shutil.copytree(made, folder)
+    keys = folder / "keys"
+    foreign_ca(keys / "root", "root", request.param, None)
+    foreign_ca(keys / "master", "master", request.param, keys / "root")
+    drop(keys, *NODES)
+    assert generate(folder).returncode == 0
+    after = shutil.copytree(folder, folder.parent / "after")
+    result = generate(after, "--renew", "root", "master")
+    assert result.returncode == 0, result.stderr
+    assert [states(result)[name] for name in CAS] == ["renewed", "renewed"]
+    return keys, after / "keys"
+
+
+def identifier(folder: Path) -> bytes:
+    """Return the subjectKeyIdentifier of a folder's certificate."""
+    found = certificate(folder / "cert.pem").extensions
+    return found.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+
+
+def test_renewal_keeps_a_foreign_cas_name_as_encoded_and_its_key_identifier(
+    adopted: tuple[Path, Path],
+) -> None:
+    before, after = adopted
+    for name in CAS:
+        old, new = (certificate(keys / name / "cert.pem") for keys in adopted)
+        assert new.serial_number != old.serial_number
+        assert new.subject.public_bytes() == old.subject.public_bytes()
+        assert new.issuer.public_bytes() == old.issuer.public_bytes()
+        assert identifier(after / name) == identifier(before / name)
+
+
+def test_robots_from_before_and_after_a_foreign_cas_renewal_accept_each_other(
+    adopted: tuple[Path, Path],
+) -> None:
+    before, after = adopted
+    assert generate(after.parent).returncode == 0
+    for node, peer in ((before, after), (after, before), (after, after)):
+        result = judge(node / "server", peer / "client")
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_roots_old_certificate_stays_in_its_own_record_and_cannot_be_revoked(
+    adopted: tuple[Path, Path],
+) -> None:
+    before, after = adopted
+    old = before / "root/cert.pem"
+    kept = after / f"root/issued/root-{certificate(old).serial_number:X}.pem"
+    assert kept.read_bytes() == old.read_bytes()
+    files = tree(after)
+    complaints(generate(after.parent, "--revoke", "root"), "error", 2)
+    assert tree(after) == files
+
+
+PHRASES_OF = {"root": "root", "master": "sros"}
+CHILDREN = {"root": "master", "master": "server"}
+
+
+def reissue(folder: Path, name: str, issuer: str, names: str) -> None:
+    """Have openssl sign a folder's key anew, with another authorityKeyIdentifier."""
+    keys = folder / "keys"
+    request, certified = folder / "again.csr", folder / "again.pem"
+    pair = ("-key", keys / name / "key.pem", "-passin", "pass:sros")
+    openssl("req", "-new", *pair, "-subj", SUBJECT + name, "-out", request)
+    extensions = CA_EXTENSIONS if name == "master" else SERVER_EXTENSIONS
+    extensions = extensions.replace("keyid\n", f"{names}\n")
+    sign(request, keys / issuer, PHRASES_OF[issuer], extensions, certified)
+    request.unlink()
+    certified.rename(keys / name / "cert.pem")
+
+
+@pytest.mark.parametrize("names", ["keyid", "keyid, issuer:always"])
+@pytest.mark.parametrize("ca", CAS)
+def test_a_ca_is_not_renewed_while_a_child_names_its_serial_number(
+    copy: Path, ca: str, names: str
+) -> None:
+    reissue(copy, CHILDREN[ca], ca, names)
+    fine(generate(copy))
+    before = tree(copy)
+    result = generate(copy, "--renew", ca)
+    if "issuer" not in names:
+        assert states(fine(result))[ca] == "renewed", "the twin"
+        return
+    (line,) = faults(result, f"keys/{ca}/cert.pem")
+    assert "serial number" in line
+    assert states(result)[ca] == "kept"
+    assert tree(copy) == before
+
+
+def test_a_robot_in_the_field_counts_even_if_only_the_record_knows_it(copy: Path) -> None:
+    reissue(copy, "server", "master", "keyid, issuer:always")
+    fine(generate(copy))
+    edit(copy, lambda keys: keys["nodes"].pop("server"))
+    drop(copy / "keys", "server")
+    before = tree(copy)
+    (line,) = faults(generate(copy, "--renew", "master"), "keys/master/cert.pem")
+    assert "serial number" in line
+    assert tree(copy) == before
+    # That certificate has expired by then, so it counts no more. The twin.
+    result = later(copy, "+400 days", "--renew", "master")
+    assert states(result)["master"] == "renewed", result.stderr
+
+
+def test_a_root_that_names_only_its_own_serial_number_is_renewed(copy: Path) -> None:
+    root = copy / "keys/root"
+    text = CA_EXTENSIONS.replace("keyid", "keyid, issuer:always")
+    text = text.replace("pathlen:0", "pathlen:1")
+    own = ("-key", root / "key.pem", "-passin", "pass:root", "-days", "3000")
+    config = FOREIGN.format(mask="utf8only", name="root") + f"[extensions]\n{text}"
+    what = ("-extensions", "extensions", "-config", "/dev/stdin", "-out", root / "cert.pem")
+    openssl("req", "-x509", "-new", *own, *what, stdin=config)
+    assert generate(copy).returncode == 0
+    result = fine(generate(copy, "--renew", "root"))
+    assert states(result)["root"] == "renewed"
+    fine(generate(copy))
+    assert [judge(copy / "keys" / name).returncode for name in NODES] == [0, 0]
+
+
+def own_list(ca: Path, phrase: str, names: x509.AuthorityKeyIdentifier) -> bytes:
+    """Sign a list that names its CA in some way, as PEM; one serial number is on it."""
+    key = serialization.load_pem_private_key((ca / "key.pem").read_bytes(), phrase.encode())
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    entry = x509.RevokedCertificateBuilder(4711, now()).build()
+    builder = (
+        x509.CertificateRevocationListBuilder(certificate(ca / "cert.pem").subject)
+        .last_update(now() - timedelta(hours=1))
+        .next_update(now() + timedelta(days=1000))
+        .add_extension(x509.CRLNumber(7), False)
+        .add_extension(names, False)
+        .add_revoked_certificate(entry)
+    )
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.mark.parametrize("named", ["key identifier", "serial number"])
+def test_a_list_that_names_its_cas_old_serial_number_is_made_anew_on_renewal(
+    copy: Path, named: str
+) -> None:
+    master = copy / "keys/master"
+    old = certificate(master / "cert.pem")
+    names = x509.AuthorityKeyIdentifier(identifier(master), None, None)
+    if named == "serial number":
+        issuer = [x509.DirectoryName(old.issuer)]
+        names = x509.AuthorityKeyIdentifier(identifier(master), issuer, old.serial_number)
+    (master / "crl.pem").write_bytes(own_list(master, "sros", names))
+    fine(generate(copy))
+    before = (master / "crl.pem").read_bytes()
+    fine(generate(copy, "--renew", "master"))
+    assert ((master / "crl.pem").read_bytes() == before) == (named == "key identifier")
+    (crl,) = lists(master / "crl.pem")
+    assert number(crl) == (7 if named == "key identifier" else 8)
+    assert revoked_serials(copy / "keys/server/crl.pem") == {4711}
+    assert judge(copy / "keys/server").returncode == 0
+
+
+# --- A date that has passed ------------------------------------------------------------------
+
+
+def test_a_date_that_has_passed_holds_up_nothing_but_its_own_entry(tmp_path: Path) -> None:
+    def with_guest(keys: Keys) -> None:
+        for name in CAS:
+            keys[name]["validity"]["nextUpdate"] = "7d"
+        guest = {**keys["nodes"]["client"], "validity": {"notAfter": day(10)}}
+        keys["nodes"]["guest"] = guest
+
+    keys = tmp_path / "keys"
+    edit(tmp_path, with_guest)
+    fine(generate(tmp_path))
+    fine(later(tmp_path, "+5 days", "--renew"))
+    numbers = [number(*lists(keys / name / "crl.pem")) for name in CAS]
+
+    result = later(tmp_path, "+12 days", "--renew")
+    wrong = errors(result)
+    assert result.returncode == 1 and wrong
+    assert all("guest" in line for line in wrong), wrong
+    assert any("passed" in line and "notAfter" in line for line in wrong), wrong
+    refreshed = [number(*lists(keys / name / "crl.pem")) for name in CAS]
+    assert refreshed == [each + 1 for each in numbers]
+
+    order = ("--revoke", "server", "--reason", "keyCompromise")
+    result = later(tmp_path, "+12 days", *order)
+    assert result.returncode == 1 and states(result)["server"] == "revoked"
+    assert serial(keys / "server") in revoked_serials(keys / "master/crl.pem")
+
+
+DATES = {
+    "an end that has passed": {"notAfter": "2020-01-01"},
+    "a beginning that is to come": {"notBefore": "2090-01-01", "notAfter": "2099-01-01"},
+    "a time of day that has passed": {"notAfter": "2020-01-01T12:00:00+02:00"},
+    "dates that hold": {"notBefore": "2020-01-01", "notAfter": "2048-01-01"},
+}
+
+
+@pytest.mark.parametrize("dates", DATES.values(), ids=DATES)
+def test_a_new_entry_with_a_date_out_of_time_is_the_only_one_that_is_not_made(
+    copy: Path, dates: dict[str, str]
+) -> None:
+    def with_guest(keys: Keys) -> None:
+        client = keys["nodes"]["client"]
+        keys["nodes"] = {
+            "guest": {**client, "validity": dates},
+            **keys["nodes"],
+            "client2": client,
+        }
+
+    edit(copy, with_guest)
+    result = generate(copy, env=MASTERS)
+    assert states(result)["client2"] == "made"
+    if "2048" in dates["notAfter"]:
+        assert states(fine(result))["guest"] == "made", "the twin"
+        return
+    (line,) = faults(result, "guest")
+    assert "notAfter" in line or "notBefore" in line
+    assert not (copy / "keys/guest").exists()
+
+
+def test_a_kept_certificate_is_judged_by_itself_and_not_by_the_configurations_date(
+    copy: Path,
+) -> None:
+    def rewrite(keys: Keys) -> None:
+        keys["master"]["validity"]["notAfter"] = "2020-01-01"
+        keys["nodes"]["client2"] = keys["nodes"]["client"]
+
+    edit(copy, rewrite)
+    result = generate(copy, env=MASTERS)
+    assert (result.returncode, errors(result)) == (0, []), result.stderr
+    assert states(result)["master"] == "kept" and states(result)["client2"] == "made"
+    before = tree(copy)
+    result = generate(copy, "--renew", "master")
+    assert any("notAfter" in line for line in errors(result)) and result.returncode == 1
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("arguments", ["--revoke client", ""])
+def test_a_lists_end_that_has_passed_is_an_error_and_the_list_is_made_all_the_same(
+    tmp_path: Path, arguments: str
+) -> None:
+    keys, ends = tmp_path / "keys", day(10)
+    edit(tmp_path, lambda keys: keys["master"]["validity"].update(nextUpdate=ends))
+    fine(generate(tmp_path))
+    (first,) = lists(keys / "master/crl.pem")
+    assert first.next_update_utc is not None
+    assert first.next_update_utc.strftime("%Y-%m-%d") == ends, "the twin"
+    result = later(tmp_path, "+12 days", *arguments.split())
+    (line,) = errors(result)
+    assert "nextUpdate" in line and result.returncode == 1
+    (crl,) = lists(keys / "master/crl.pem")
+    assert number(crl) == 2 and len(crl) == len(arguments.split()) // 2
+    assert crl.next_update_utc == certificate(keys / "master/cert.pem").not_valid_after_utc
+    assert lists(keys / "server/crl.pem")[0] == crl
+
+
+def test_a_clock_that_is_behind_a_fixed_beginning_holds_up_nothing_else(
+    tmp_path: Path,
+) -> None:
+    def aged(keys: Keys) -> None:
+        for entry in (keys["root"], keys["master"], *keys["nodes"].values()):
+            entry["validity"]["notBefore"] = "-300d"
+
+    def more(keys: Keys) -> None:
+        aged(keys)
+        client = keys["nodes"]["client"]
+        guest = {**client, "validity": {"notBefore": day(-5), "notAfter": day(90)}}
+        keys["nodes"].update(guest=guest, client2=client)
+
+    edit(tmp_path, aged)
+    fine(generate(tmp_path))
+    edit(tmp_path, more)
+    result = later(tmp_path, "-20 days")
+    assert result.returncode == 1 and states(result).get("client2") == "made"
+    assert any("guest" in line and "notBefore" in line for line in errors(result))
+    assert states(fine(generate(tmp_path, env=MASTERS)))["guest"] == "made", "the twin"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"notAfter": "-1d"}, {"notBefore": "1d"}, {"nextUpdate": "-1h"}], ids=str
+)
+def test_an_offset_of_the_wrong_sign_was_never_right_and_stays_an_error_of_the_file(
+    copy: Path, wrong: dict[str, str]
+) -> None:
+    edit(copy, lambda keys: keys["master"]["validity"].update(wrong))
+    before = tree(copy)
+    (line,) = complaints(generate(copy), "error", 2)
+    assert f"keys.master.validity.{next(iter(wrong))}" in line
+    assert tree(copy) == before
+
+
+# --- A folder that can't be read -------------------------------------------------------------
+
+
+def as_user(folder: Path, *arguments: str) -> Result:
+    """Run the script without root's right to read everything."""
+    command = [sys.executable, str(GENERATE), *arguments]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+    return run(*command, cwd=folder, env=PHRASES)
+
+
+@pytest.fixture(scope="module")
+def with_broker(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the keys with a further node, broker: to read only."""
+    folder = tmp_path_factory.mktemp("broker") / "copy"
+    shutil.copytree(made, folder)
+    edit(folder, lambda keys: keys["nodes"].update(broker=keys["nodes"]["client"]))
+    fine(generate(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [
+        ("broker", 0o000),
+        ("broker", 0o400),
+        ("broker/cert.pem", 0o000),
+        ("broker/key.pem", 0o000),
+        ("broker/crl.pem", 0o000),
+        ("broker", 0o100),
+    ],
+)
+def test_what_cannot_be_read_in_one_folder_is_an_error_of_that_entry_only(
+    with_broker: Path, tmp_path: Path, place: str, mode: int
+) -> None:
+    folder = shutil.copytree(with_broker, tmp_path / "copy")
+    keys = folder / "keys"
+    path = keys / place
+    right = path.stat().st_mode
+    path.chmod(mode)
+    try:
+        result = as_user(folder, "--revoke", "client")
+    finally:
+        path.chmod(right)
+    (line,) = faults(result, f"keys/{place}")
+    assert "ermission" in line
+    assert states(result)["client"] == "revoked"
+    assert serial(keys / "client") in revoked_serials(keys / "server/crl.pem")
+    drop(keys, "client")
+    fine(as_user(folder))
+    assert revoked_serials(keys / "broker/crl.pem") == revoked_serials(keys / "server/crl.pem")
+
+
+def test_a_folder_that_is_no_entrys_may_be_closed_to_the_run(copy: Path) -> None:
+    foreign = copy / "keys/lost+found"
+    foreign.mkdir()
+    foreign.chmod(0)
+    fine(as_user(copy, "--renew", "client"))
+    assert foreign.stat().st_mode & 0o777 == 0
+
+
+def test_a_leftover_that_cannot_be_removed_is_an_error_of_that_entry_only(copy: Path) -> None:
+    def two_more(keys: Keys) -> None:
+        nodes = keys["nodes"]
+        nodes.update(client2=nodes["client"], client3=nodes["client"])
+
+    edit(copy, two_more)
+    leftover = copy / "keys/.client2.part"
+    (leftover / "inside").mkdir(parents=True)
+    leftover.chmod(0)
+    try:
+        result = as_user(copy)
+    finally:
+        leftover.chmod(0o700)
+    assert result.returncode == 1 and errors(result)
+    assert all("client2" in line for line in errors(result)), result.stderr
+    assert states(result).get("client3") == "made"
+    assert states(fine(as_user(copy)))["client2"] == "made"
+    assert not leftover.exists()
+
+
+# --- A second CA, and the lists that must not disappear --------------------------------------
+
+
+def add_second_ca(keys: Keys) -> None:
+    """Add master2, and a node below it."""
+    keys["master2"] = keys["master"]
+    keys["nodes"]["far"] = {**keys["nodes"]["client"], "issuer": "master2"}
+
+
+@pytest.fixture(scope="module")
+def made_two(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the keys with a second master and a node below it: to read only."""
+    folder = tmp_path_factory.mktemp("two") / "copy"
+    shutil.copytree(made, folder)
+    edit(folder, add_second_ca)
+    fine(generate(folder))
+    return folder
+
+
+@pytest.fixture
+def two(made_two: Path, tmp_path: Path) -> Path:
+    """A copy of that, to change."""
+    return shutil.copytree(made_two, tmp_path / "two")
+
+
+def list_numbers(path: Path) -> dict[bytes, int]:
+    """Return the numbers of the lists in a file, by their CA's key identifier."""
+    numbers = {}
+    for crl in lists(path):
+        names = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+        numbers[names.key_identifier or b""] = number(crl)
+    return numbers
+
+
+@pytest.mark.parametrize("place", ["master2", "master2/issued", "master2/cert.pem", "master"])
+def test_no_list_and_no_anchor_disappears_while_a_ca_cannot_be_read(
+    two: Path, place: str
+) -> None:
+    keys = two / "keys"
+    nodes = [*NODES, "far"]
+    before = {name: list_numbers(keys / name / "crl.pem") for name in nodes}
+    anchors = {name: (keys / name / "ca.pem").read_bytes() for name in nodes}
+    victim = "client" if place.startswith("master2") else "far"
+    path = keys / place
+    path.chmod(0)
+    try:
+        result = as_user(two, "--revoke", victim)
+    finally:
+        path.chmod(0o700)
+    assert result.returncode == 1 and any(f"keys/{place}" in line for line in errors(result))
+    assert states(result).get(victim) == "revoked"
+    for name in nodes:
+        after = list_numbers(keys / name / "crl.pem")
+        assert before[name].keys() <= after.keys()
+        assert all(after[key] >= old for key, old in before[name].items())
+        assert (keys / name / "ca.pem").read_bytes() == anchors[name]
+    drop(keys, victim)
+    fine(as_user(two))
+
+
+def test_what_a_node_got_from_its_old_ca_and_from_its_new_one_is_revoked_on_both_lists(
+    two: Path,
+) -> None:
+    def move(keys: Keys) -> None:
+        add_second_ca(keys)
+        keys["nodes"]["client"]["issuer"] = "master2"
+
+    keys = two / "keys"
+    old = serial(keys / "client")
+    edit(two, move)
+    assert states(fine(generate(two, "--renew", "client", env=MASTERS)))["client"] == "renewed"
+    new = serial(keys / "client")
+    result = fine(generate(two, "--revoke", "client", env=MASTERS))
+    assert states(result)["client"] == "revoked"
+    assert revoked_serials(keys / "master/crl.pem") == {old}
+    assert revoked_serials(keys / "master2/crl.pem") == {new}
+    # The order is for one name. Its neighbours below both CAs stay in force.
+    assert [judge(keys / name).returncode for name in ("server", "far")] == [0, 0]
+
+
+# --- A higher CA's certificate ---------------------------------------------------------------
+
+
+class Higher(NamedTuple):
+    """A CA with a key, of another house."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+class Wanted(NamedTuple):
+    """What a higher CA's certificate for our root is to say."""
+
+    begins: int = -1  # days from now
+    ends: int = 3000
+    ca: bool = True
+    path_length: int | None = None
+    signs: bool = True
+    subject: x509.Name | None = None
+    identifier: bytes | None = None
+    key: ec.EllipticCurvePublicKey | None = None
+    digest: Any = hashes.SHA256()
+
+
+def usage(signs: bool) -> x509.KeyUsage:
+    """Return a CA's usual keyUsage, or one that does not sign certificates."""
+    no = dict.fromkeys(
+        (
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    return x509.KeyUsage(digital_signature=True, key_cert_sign=signs, crl_sign=True, **no)
+
+
+def certify(
+    subject: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    by: Higher | None,
+    want: Wanted,
+    own: Any,
+) -> x509.Certificate:
+    """Sign a CA's certificate; own is the key of one that signs itself."""
+    signer = own if by is None else by.key
+    issuer = subject if by is None else by.certificate.subject
+    named = x509.SubjectKeyIdentifier.from_public_key(key)
+    if want.identifier is not None:
+        named = x509.SubjectKeyIdentifier(want.identifier)
+    builder = (
+        x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number())
+        .not_valid_before(now() + timedelta(days=want.begins))
+        .not_valid_after(now() + timedelta(days=want.ends))
+        .add_extension(x509.BasicConstraints(want.ca, want.path_length), True)
+        .add_extension(usage(want.signs), True)
+        .add_extension(named, False)
+    )
+    if by is not None:
+        above = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+        builder = builder.add_extension(above, False)
+    certified: x509.Certificate = builder.sign(signer, want.digest)
+    return certified
+
+
+def higher_ca(name: str, by: Higher | None = None) -> Higher:
+    """Make a CA of another house."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    return Higher(certify(subject, key.public_key(), by, Wanted(), key), key)
+
+
+COMPANY = higher_ca("Company Root")
+ISSUING = higher_ca("Company Issuing", COMPANY)
+STRANGER = higher_ca("Stranger")
+
+
+def pem(*certificates: x509.Certificate) -> bytes:
+    """Return certificates as PEM."""
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
+
+
+def cross(folder: Path, want: Wanted, by: Higher = COMPANY) -> x509.Certificate:
+    """Return a higher CA's certificate for a folder's root."""
+    root = certificate(folder / "keys/root/cert.pem")
+    key = want.key or root.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return certify(want.subject or root.subject, key, by, want, None)
+
+
+def put_cross(folder: Path, data: bytes) -> Result:
+    """Put a cross.pem beside root's certificate, add a node, and run the script."""
+    (folder / "keys/root/cross.pem").write_bytes(data)
+    add_client2(folder)
+    return generate(folder, env=MASTERS)
+
+
+def chain(folder: Path, name: str) -> list[x509.Certificate]:
+    """Return the certificates in a node's fullchain.pem."""
+    path = folder / "keys" / name / "fullchain.pem"
+    return x509.load_pem_x509_certificates(path.read_bytes())
+
+
+BAD_CROSSES: dict[str, tuple[Wanted, str]] = {
+    "expired": (Wanted(begins=-20, ends=-10), "expired"),
+    "not yet valid": (Wanted(begins=10), "not yet|future|begins"),
+    "not a CA's": (Wanted(ca=False), "CA"),
+    "without a place for master": (Wanted(path_length=0), "path"),
+    "that may not sign": (Wanted(signs=False), "usage|sign"),
+    "with another key identifier": (Wanted(identifier=b"\1\2\3"), "dentifier"),
+    "by SHA-1": (Wanted(digest=hashes.SHA1()), "(?i)sha-?1"),
+    "of another name": (Wanted(subject=STRANGER.certificate.subject), "name"),
+    "of another key": (Wanted(key=STRANGER.key.public_key()), "key"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CROSSES)
+def test_a_cross_certificate_that_is_no_good_is_an_error_and_all_else_is_done(
+    copy: Path, case: str
+) -> None:
+    want, reason = BAD_CROSSES[case]
+    result = put_cross(copy, pem(cross(copy, want)))
+    (line,) = faults(result, "keys/root/cross.pem")
+    assert re.search(reason, line), line
+    assert states(result)["client2"] == "made"
+    for name in ("server", "client2"):
+        assert [each.subject for each in chain(copy, name)[1:]] == [
+            certificate(copy / "keys/master/cert.pem").subject
+        ]
+
+
+def files_of_higher_cas(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Return cross.pem in the forms that are good, and how many certificates each holds."""
+    plain, below = cross(folder, Wanted()), cross(folder, Wanted(), ISSUING)
+    text = b"Certificate:\n    Data:\n        Version: 3 (0x2)\n"
+    return {
+        "alone": (pem(plain), 1),
+        "with room for one CA below": (pem(cross(folder, Wanted(path_length=1))), 1),
+        "with text before it": (text + pem(plain), 1),
+        "with a PC's line ends": (pem(plain).replace(b"\n", b"\r\n"), 1),
+        "with its issuer": (pem(below, ISSUING.certificate), 2),
+        "with its issuers up to their root": (
+            pem(below, ISSUING.certificate, COMPANY.certificate),
+            3,
+        ),
+    }
+
+
+FORMS = [
+    "alone",
+    "with room for one CA below",
+    "with text before it",
+    "with a PC's line ends",
+    "with its issuer",
+    "with its issuers up to their root",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_good_cross_certificate_and_its_issuers_end_every_chain(
+    copy: Path, form: str
+) -> None:
+    data, count = files_of_higher_cas(copy)[form]
+    fine(put_cross(copy, data))
+    company = copy / "company.pem"
+    company.write_bytes(pem(COMPANY.certificate))
+    given = x509.load_pem_x509_certificates(data)
+    assert len(given) == count
+    for name in ("server", "client2"):
+        assert chain(copy, name)[2:] == given
+    node = copy / "keys/server"
+    openssl(
+        "verify", "-CAfile", company, "-untrusted", node / "fullchain.pem", node / "cert.pem"
+    )
+
+
+def more_blocks(folder: Path) -> dict[str, bytes]:
+    """Return cross.pem in forms that can't be a chain."""
+    below = pem(cross(folder, Wanted(), ISSUING))
+    return {
+        "a stranger follows": below + pem(STRANGER.certificate),
+        "the issuer stands first": pem(ISSUING.certificate) + below,
+        "an issuer is left out": below + pem(COMPANY.certificate),
+        "the end is cut off": below[: len(below) // 2],
+        "it is empty": b"",
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a stranger follows",
+        "the issuer stands first",
+        "an issuer is left out",
+        "the end is cut off",
+        "it is empty",
+    ],
+)
+def test_a_cross_certificate_with_what_is_not_its_issuer_is_an_error(
+    copy: Path, case: str
+) -> None:
+    result = put_cross(copy, more_blocks(copy)[case])
+    faults(result, "keys/root/cross.pem")
+    assert states(result)["client2"] == "made"
+    assert len(chain(copy, "server")) == len(chain(copy, "client2")) == 2
+
+
+def test_a_cross_certificate_that_ends_soon_is_a_warning_and_once_it_has_ended_an_error(
+    copy: Path,
+) -> None:
+    result = put_cross(copy, pem(cross(copy, Wanted(begins=-20, ends=9))))
+    (line,) = warned(result, "keys/root/cross.pem")
+    assert day(9) in line
+    assert len(chain(copy, "server")) == 3
+    result = later(copy, "+12 days", env=MASTERS)
+    faults(result, "keys/root/cross.pem")
+    assert len(chain(copy, "server")) == len(chain(copy, "client2")) == 2
+    (copy / "keys/root/cross.pem").write_bytes(pem(cross(copy, Wanted())))
+    fine(generate(copy, env=MASTERS))
+    assert len(chain(copy, "server")) == 3
+
+
+# --- Keys that are not encrypted as the configuration says -----------------------------------
+
+
+def without_cipher(keys: Keys, *names: str) -> None:
+    """Leave the keys of some entries unencrypted."""
+    for name in names:
+        entry = keys.get(name) or keys["nodes"][name]
+        del entry["cipher"], entry["passphrase"]
+
+
+def command_of(line: str) -> str:
+    """Return the command at the end of a warning."""
+    found = re.search("openssl .*", line)
+    assert found, line
+    return found[0]
+
+
+def test_a_plain_key_of_an_entry_with_a_cipher_is_a_warning_with_the_command_that_helps(
+    plain: Path,
+) -> None:
+    edit(plain, lambda keys: without_cipher(keys, "client"))
+    names = [f"keys/{name}/key.pem" for name in (*CAS, "server")]
+    lines = warned(generate(plain), *names)
+    (line,) = [line for line in lines if names[2] in line]
+    assert "openssl pkcs8 -topk8" in line and "not encrypted" in line
+    assert command_of(line)
+
+
+def test_an_encrypted_key_of_an_entry_without_cipher_is_a_warning_with_the_command_that_helps(
+    copy: Path,
+) -> None:
+    edit(copy, lambda keys: without_cipher(keys, "server", "client"))
+    names = [f"keys/{name}/key.pem" for name in NODES]
+    for line in warned(generate(copy), *names):
+        assert "openssl pkey" in line
+
+
+@pytest.mark.parametrize(
+    ("phrases", "compared"),
+    [({}, []), (MASTERS, ["master", *NODES]), (PHRASES, [*CAS, *NODES])],
+    ids=["none", "the masters'", "all"],
+)
+def test_a_line_says_where_key_and_certificate_were_not_compared(
+    copy: Path, phrases: dict[str, str], compared: list[str]
+) -> None:
+    drop(copy / "keys/client", "key.pem")
+    result = fine(generate(copy, env=phrases))
+    for line in result.stdout.splitlines():
+        name = line.split()[0]
+        said = line.endswith(", key not compared")
+        assert said == (name not in compared and name != "client"), line
+        assert line.endswith(", key elsewhere") == (name == "client"), line
+
+
+def test_a_key_that_is_anothers_is_found_as_soon_as_it_can_be_compared(copy: Path) -> None:
+    shutil.copy(copy / "keys/client/key.pem", copy / "keys/server/key.pem")
+    result = fine(generate(copy, env=None))
+    assert "key not compared" in result.stdout
+    refused(generate(copy, env=MASTERS), "keys/server/cert.pem")
+
+
+# --- Second thoughts about a revocation ------------------------------------------------------
+
+
+REASONS = {
+    "held": "certificateHold",
+    "ceased": "cessationOfOperation",
+    "silent": "unspecified",
+    "replaced": "superseded",
+    "stolen": "keyCompromise",
+    "betrayed": "aACompromise",
+}
+AUTHORITY = x509.AuthorityKeyIdentifier.oid
+LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+
+
+@pytest.fixture(scope="module")
+def made_revoked(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the keys with a node for each reason, revoked for it: to read only."""
+
+    def robots(keys: Keys) -> None:
+        keys["nodes"].update(dict.fromkeys(REASONS, keys["nodes"]["client"]))
+
+    folder = tmp_path_factory.mktemp("revoked") / "copy"
+    shutil.copytree(made, folder)
+    edit(folder, robots)
+    fine(generate(folder, env=MASTERS))
+    configure(folder)
+    ca = folder / "keys/master"
+    (old,) = lists(ca / "crl.pem")
+    builder = (
+        x509.CertificateRevocationListBuilder(old.issuer)
+        .last_update(now() - timedelta(hours=1))
+        .next_update(now() + timedelta(days=900))
+        .add_extension(x509.CRLNumber(2), False)
+        .add_extension(old.extensions.get_extension_for_oid(AUTHORITY).value, False)
+    )
+    for name, reason in REASONS.items():
+        entry = x509.RevokedCertificateBuilder(serial(folder / "keys" / name), LONG_AGO)
+        if reason != "unspecified":
+            entry = entry.add_extension(x509.CRLReason(x509.ReasonFlags(reason)), False)
+        builder = builder.add_revoked_certificate(entry.build())
+    key = serialization.load_pem_private_key((ca / "key.pem").read_bytes(), b"sros")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    crl = builder.sign(key, hashes.SHA256())
+    (ca / "crl.pem").write_bytes(crl.public_bytes(serialization.Encoding.PEM))
+    fine(generate(folder, env=None))
+    return folder
+
+
+@pytest.fixture
+def revoked(made_revoked: Path, tmp_path: Path) -> Path:
+    """A copy of that, to change."""
+    return shutil.copytree(made_revoked, tmp_path / "revoked")
+
+
+def reasons_on(path: Path) -> dict[int, str]:
+    """Return the reason for each serial number on the first list in a file."""
+    reasons = {}
+    for entry in lists(path)[0]:
+        reasons[entry.serial_number] = "unspecified"
+        for extension in entry.extensions:
+            if isinstance(extension.value, x509.CRLReason):
+                reasons[entry.serial_number] = extension.value.reason.value
+    return reasons
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("keyCompromise", ["held", "ceased", "silent", "replaced"]),
+        ("cACompromise", ["held", "ceased", "silent", "replaced"]),
+        ("superseded", ["held"]),
+        ("certificateHold", []),
+    ],
+)
+def test_a_second_order_makes_a_reason_graver_and_never_lighter(
+    revoked: Path, reason: str, changes: list[str]
+) -> None:
+    keys = revoked / "keys"
+    serials = {name: serial(keys / name) for name in REASONS}
+    before = tree(keys)
+    result = generate(revoked, "--revoke", *REASONS, "--reason", reason, env=MASTERS)
+    lines = complaints(result, "warning", 0)
+    stay = [name for name in REASONS if name not in changes]
+    assert len(lines) == len(stay), lines
+    for name in stay:
+        (line,) = [line for line in lines if name in line]
+        assert "already" in line and REASONS[name] in line
+    expected = {**REASONS, **dict.fromkeys(changes, reason)}
+    by_serial = {serials[name]: why for name, why in expected.items()}
+    assert reasons_on(keys / "master/crl.pem") == by_serial
+    assert reasons_on(keys / "server/crl.pem") == by_serial
+    assert {entry.revocation_date_utc for entry in lists(keys / "master/crl.pem")[0]} == {
+        LONG_AGO
+    }
+    assert number(*lists(keys / "master/crl.pem")) == (3 if changes else 2)
+    assert bool(changed(before, tree(keys))) == bool(changes)
+
+
+def test_the_same_order_twice_is_a_warning_and_a_new_name_beside_it_is_revoked(
+    revoked: Path,
+) -> None:
+    keys = revoked / "keys"
+    order = ("--revoke", "stolen", "client", "--reason", "keyCompromise")
+    (line,) = warned(generate(revoked, *order, env=MASTERS), "stolen")
+    assert "already" in line and "keyCompromise" in line
+    assert serial(keys / "client") in revoked_serials(keys / "server/crl.pem")
+    before = tree(keys)
+    lines = complaints(generate(revoked, *order, env=MASTERS), "warning", 0)
+    assert len(lines) == 2 and tree(keys) == before
+
+
+def test_an_order_for_expired_certificates_only_is_a_warning(copy: Path) -> None:
+    def long_lived(keys: Keys) -> None:
+        nodes = keys["nodes"]
+        keys["nodes"] = {"camera": {**nodes["client"], "validity": {"notAfter": "4y"}}}
+
+    edit(copy, long_lived)
+    fine(generate(copy, env=MASTERS))
+    keys = copy / "keys"
+    before = tree(keys)
+    result = later(copy, "+2 years", "--revoke", "client", env=MASTERS)
+    (line,) = warned(result, "client")
+    assert "expired" in line
+    assert tree(keys) == before
+
+    # One that has expired does not hold up one that has not. The twin.
+    result = later(copy, "+2 years", "--revoke", "client", "camera", env=MASTERS)
+    warned(result, "client")
+    assert revoked_serials(keys / "master/crl.pem") == {serial(keys / "camera")}
