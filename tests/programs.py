@@ -46,11 +46,12 @@ def check_row(program: Program) -> None:
     With an older one, the test is skipped: what the row says was not tried with it.
     """
     page, (shown, client, server, key) = row(program.name)
-    tested = re.findall(r"\d+(?:\.\d+)+", pages.PAGES[page].partition("Tested with")[2])
-    assert shown.startswith(tested[0]), f"{page} says that it was tested with {tested[0]}"
+    tested = " ".join(pages.PAGES[page].partition("Tested with ")[2].partition("\n\n")[0].split())
+    version = re.search(r"\d+(\.\d+)+", tested)
+    assert version is not None and shown.startswith(version[0]), f"{page}: tested with {tested}"
+    assert program.library in tested
     yes = {True: "yes", False: ""}
     assert (client, server) == (yes[program.client], yes[program.server])
-    assert program.library in pages.PAGES[page]
     assert key == ("encrypted" if program.encrypted else "plain")
     if program.version.startswith("dpkg-query "):
         needs_package(program.version.split()[-1])
