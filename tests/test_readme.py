@@ -233,7 +233,7 @@ def test_a_service_gets_a_ca_of_its_own_by_request(fresh: tuple[Path, str], tmp_
     assert tree(result.stdout) == tree(shown), result.stderr
     verify = "openssl verify -x509_strict -CAfile keys/root/cert.pem keys/service/cert.pem"
     assert shell(folder, verify).stdout == "keys/service/cert.pem: OK\n"
-    assert (folder / "service.key").stat().st_mode & 0o077 == 0
+    assert (folder / "service-key.pem").stat().st_mode & 0o077 == 0
 
 
 def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp_path: Path) -> None:
