@@ -279,6 +279,9 @@ def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome
 
     left_alone = Outcome("left alone", blocked_by=issuer.blocked_by)
     if not can_spread(run, entry, issuer.authority):
+        # A CA's own list takes nothing from above: revocations get through, whatever is wrong.
+        if entry.is_ca:
+            return left_alone._replace(problems=settle_list_alone(run, entry))
         return left_alone
     # The revocation lists must reach the entry all the same, in step (6). As a rule, its chain
     # then fails to verify, and the issuer's error line says why.
@@ -298,6 +301,29 @@ def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
     except OSError:
         return False
     return is_on_disk and os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
+
+
+def settle_list_alone(run: Run, entry: Entry) -> tuple[Problem, ...]:
+    """Settle the list of a CA that is left alone, and return the problems."""
+    problems: list[Problem] = []
+    try:
+        task = look_at_folder(run, entry)
+        certificate = task.folder.certificate
+        if certificate is not None:
+            check_ca(f"{task.folder.path}/cert.pem", certificate)
+            crl_pem = to_pem(settle_list(task, certificate, problems))
+            if crl_pem:
+                update_folder(task.folder.path, task.folder.file_names, {"crl.pem": crl_pem})
+    except ENTRY_ERRORS as error:
+        problems.append(problem_of(error, os.path.join(run.keys, entry.name)))
+    return tuple(problems)
+
+
+def look_at_folder(run: Run, entry: Entry) -> Task:
+    """Return the task of an entry, as if it had no issuer. Raises Fault, OSError."""
+    folder = read_folder(os.path.join(run.keys, entry.name))
+    signer = Signer(entry, run.phrases, f"{folder.path}/key.pem", folder.key_pem, None)
+    return Task(run, entry, folder, signer, None)
 
 
 # --- 3. One entry ----------------------------------------------------------------------------
@@ -344,12 +370,10 @@ def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
 def look(run: Run, entry: Entry, above: Authority | None) -> Task:
     """Take step (1). Raises Fault, OSError."""
     # (1) Look. The key of a new folder is made here, and written in step (10).
-    folder = read_folder(os.path.join(run.keys, entry.name))
-    if folder.is_new():
-        signer = make_key(run, entry, folder)
-    else:
-        signer = Signer(entry, run.phrases, f"{folder.path}/key.pem", folder.key_pem, None)
-    return Task(run, entry, folder, signer, above)
+    task = look_at_folder(run, entry)
+    if task.folder.is_new():
+        task = task._replace(signer=make_key(run, entry, task.folder))
+    return task._replace(above=above)
 
 
 def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
@@ -873,8 +897,8 @@ def newly_revoked(
             since = before.revocation_date_utc
             added.append(revoked_certificate(serial_number, orders.reason, since))
         else:
-            text = f"{name}: is revoked already ({reason_of(before)}): nothing changes"
-            problems.append(Problem("warning", text))
+            text = f"has {name} already ({reason_of(before)}): nothing changes for it"
+            problems.append(Problem("warning", f"{task.folder.path}/crl.pem: {text}"))
     return added
 
 
@@ -1001,6 +1025,7 @@ def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
 
 FLAGS = crypto.X509StoreFlags
 MEND = "--renew it, or mend its configuration"
+NEW_CROSS = "have it made anew, or remove it"
 
 
 class Verifier:
@@ -1143,20 +1168,22 @@ def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
         yield Problem("warning", f"{path}: {what}: {command} && mv new.pem {path}")
 
 
-def check_ca(path: str, certificate: x509.Certificate) -> None:
+def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> None:
     """Raise Fault for a certificate that can't sign what a CA signs (RFC 5280, 4.2.1)."""
     constraints = extension_of(certificate, x509.BasicConstraints)
     identifier = extension_of(certificate, x509.SubjectKeyIdentifier)
     if constraints is None or not constraints.ca or identifier is None:
         needs = "it takes CA:TRUE and a subjectKeyIdentifier"
-        raise Fault(f"{path}: is no CA's certificate: {needs}: {MEND}")
+        raise Fault(f"{path}: is no CA's certificate: {needs}: {advice}")
     usage = extension_of(certificate, x509.KeyUsage)
     if usage is not None and not (usage.key_cert_sign and usage.crl_sign):
         why = "can't sign certificates and lists, as its keyUsage lacks keyCertSign or cRLSign"
-        raise Fault(f"{path}: {why}: {MEND}")
+        raise Fault(f"{path}: {why}: {advice}")
 
 
-def check_path_length(task: Task, path: str, certificate: x509.Certificate) -> None:
+def check_path_length(
+    task: Task, path: str, certificate: x509.Certificate, advice: str = MEND
+) -> None:
     """Raise Fault if a CA's pathlen is too short for the CAs below it."""
     levels = levels_of_cas_below(task.run.entries, task.entry.name)
     constraints = extension_of(certificate, x509.BasicConstraints)
@@ -1164,7 +1191,7 @@ def check_path_length(task: Task, path: str, certificate: x509.Certificate) -> N
         limit = constraints.path_length
         if limit < levels:
             what = f"its pathlen:{limit} is too short for {levels} CAs in a row below"
-            raise Fault(f"{path}: {what}: {MEND}")
+            raise Fault(f"{path}: {what}: {advice}")
 
 
 T = TypeVar("T", bound=x509.ExtensionType)
@@ -1251,16 +1278,16 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
 def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
     """Check that the anchor's certificate from a higher CA is of use. Raises Fault."""
     path = f"{task.folder.path}/cross.pem"
-    check_ca(path, cross)
+    check_ca(path, cross, NEW_CROSS)
     if subject_key_identifier(cross) != subject_key_identifier(anchor):
         raise Fault(
             f"{path}: has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
         )
     check_digest(path, cross)
 
-    check_path_length(task, path, cross)
+    check_path_length(task, path, cross, NEW_CROSS)
     if cross.not_valid_after_utc <= task.run.now:
-        raise Fault(f"{path}: has expired: have it made anew, or rm {path}")
+        raise Fault(f"{path}: has expired: {NEW_CROSS}")
     if cross.not_valid_before_utc > task.run.present:
         raise Fault(f"{path}: begins on {cross.not_valid_before_utc.date()}: set the clock")
 
@@ -2051,10 +2078,10 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
                 parts = parts_of(field, item, name)
                 values[field] = read_value(field, parts, is_ca, now)
         except INVALID as error:
-            shown = repr(item)
+            shown = f"{item!r}: "
             if isinstance(item, (dict, list, set)):
-                shown = str(type(item))
-            raise ConfigurationError(f"{where}.{field}: {shown}: {error}") from None
+                shown = ""
+            raise ConfigurationError(f"{where}.{field}: {shown}{error}") from None
 
     has_subject = isinstance(fields.get("subject"), dict)
     check_fields(where, values, is_ca, has_subject)
@@ -2107,6 +2134,8 @@ def refuse_unknown(field: str, item: object) -> None:
     # Within a group, ~ may also remove a field that is not there.
     if item is None and group in GROUPS:
         return
+    if field in GROUPS:
+        raise ValueError("must be a mapping of fields to their values")
 
     known = []
     for each in FORMS:
@@ -2194,10 +2223,13 @@ def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
 
 def text_of(item: object) -> str:
     """Return a value that is a text. Raises ValueError."""
+    if isinstance(item, (dict, set)):
+        raise ValueError("is a mapping, not text")
+    if isinstance(item, list):
+        raise ValueError("is a list, not text")
     if not isinstance(item, str):
-        raise ValueError(
-            "YAML reads no text here (NO is false, 0123 is octal): put it in quotes"
-        )
+        advice = "(NO is false, 0123 is octal): put it in quotes"
+        raise ValueError(f"YAML reads no text here {advice}")
     return item
 
 
@@ -2372,9 +2404,13 @@ PURPOSES = {
 
 def read_extended_key_usage(parts: Parts) -> x509.ExtendedKeyUsage:
     """Read `serverAuth, clientAuth`, or OIDs (RFC 5280, section 4.2.1.12)."""
-    return x509.ExtendedKeyUsage(
-        [PURPOSES.get(x) or x509.ObjectIdentifier(x) for x in parts.items]
-    )
+    purposes = []
+    for item in parts.items:
+        purpose = PURPOSES.get(item) or x509.ObjectIdentifier(item)
+        if purpose in purposes:
+            raise ValueError(f"{item!r} stands twice, by name and by number")
+        purposes.append(purpose)
+    return x509.ExtendedKeyUsage(purposes)
 
 
 def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
@@ -2434,7 +2470,10 @@ def read_information_access(parts: Parts) -> x509.AuthorityInformationAccess:
     for item in parts.items:
         method, _, location = item.partition(";")
         oid = ACCESS_METHODS.get(method) or x509.ObjectIdentifier(method)
-        descriptions.append(x509.AccessDescription(oid, read_name(location)))
+        description = x509.AccessDescription(oid, read_name(location))
+        if description in descriptions:
+            raise ValueError(f"{item!r} stands twice, by name and by number")
+        descriptions.append(description)
     return x509.AuthorityInformationAccess(descriptions)
 
 
@@ -2711,7 +2750,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
         revoke=frozenset(options.revoke),
         reason=options.reason or "cessationOfOperation",
     )
-    check_orders(orders, keys, entries)
+    check_orders(orders, keys, entries, now, report)
 
     # For a new folder, ask before anything is written, rather than in the midst of it.
     if not os.path.lexists(keys):
@@ -2719,7 +2758,6 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             if entry.passphrase is not None:
                 phrases.get(entry.passphrase, new=True)
 
-    warn_of_expired(orders, keys, entries, now, report)
     with locked(keys):
         clear_leftovers(keys)
         new_keys = make_keys_ahead(keys, entries)
@@ -2738,49 +2776,38 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
         os.sync()
 
 
-def check_orders(orders: Orders, keys: str, entries: Sequence[Entry]) -> None:
-    """Check that the names of --renew and --revoke exist. Raises ConfigurationError."""
-    names = {entry.name for entry in entries}
-    unknown = orders.renew - names
-    if orders.revoke:
-        unknown |= orders.revoke - recorded_names(keys, entries)
+def check_orders(
+    orders: Orders, keys: str, entries: Sequence[Entry], now: datetime, report: Report
+) -> None:
+    """Check the names of --renew and --revoke. Raises ConfigurationError."""
+    unknown = orders.renew - {entry.name for entry in entries}
+    # A record that can't be read is an error when the CA's turn comes.
+    with suppress(OSError):
+        paths = recorded(keys, entries)
+        unknown |= orders.revoke - paths.keys()
+        for name in sorted(orders.revoke & paths.keys()):
+            if all(has_expired(path, now) for path in paths[name]):
+                text = f"{name}: all its certificates have expired: nothing is to be revoked"
+                report.problem(Problem("warning", text))
+
     for name in sorted(unknown):
         text = "there is no such entry, or no certificate of that name"
         raise ConfigurationError(f"{name}: {text}")
 
 
-def recorded_names(keys: str, entries: Sequence[Entry]) -> set[str]:
-    """Return the names of all entries with a certificate in some CA's record."""
-    return {name for name, _ in recorded(keys, entries)}
-
-
-def recorded(keys: str, entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
-    """Yield the name and the path of every certificate in a CA's record."""
+def recorded(keys: str, entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Return the paths of all certificates in the CAs' records, by name. Raises OSError."""
+    paths: dict[str, list[str]] = {}
     for entry in entries:
         folder = os.path.join(keys, entry.name, "issued")
-        file_names: list[str] = []
-        # A folder that can't be read is an error when its own turn comes.
-        with suppress(OSError):
-            if entry.is_ca:
-                file_names = sorted(os.listdir(folder))
-        for file_name in file_names:
+        if not entry.is_ca or not os.path.lexists(folder):
+            continue
+        for file_name in sorted(os.listdir(folder)):
             name, _, _ = file_name.rpartition("-")
             # A root's own certificates can't be revoked by a list of its own.
             if file_name.endswith(".pem") and name != entry.name:
-                yield name, os.path.join(folder, file_name)
-
-
-def warn_of_expired(
-    orders: Orders, keys: str, entries: Sequence[Entry], now: datetime, report: Report
-) -> None:
-    """Print a warning for each name that has nothing left to be revoked."""
-    alive = set()
-    for name, path in recorded(keys, entries):
-        if name in orders.revoke and not has_expired(path, now):
-            alive.add(name)
-    for name in sorted(orders.revoke - alive):
-        text = f"{name}: all its certificates have expired: nothing is to be revoked"
-        report.problem(Problem("warning", text))
+                paths.setdefault(name, []).append(os.path.join(folder, file_name))
+    return paths
 
 
 def has_expired(path: str, now: datetime) -> bool:

@@ -382,7 +382,7 @@ def require_next(hold: Hold, folder: Path, case: Case, before: Stock) -> None:
         shutil.copytree(folder, copy)
         again = hold(copy, *case.arguments).go().end()
         # An order that the killed run has carried out is done already, which a warning says.
-        done = re.sub(".*: client: is revoked already .*\n", "", again.stderr)
+        done = re.sub(".*: has client already .*\n", "", again.stderr)
         assert (again.returncode, done) == (0, ""), again.stderr
         now = require_complete(copy / "keys")
         require_nothing_lost(left, now, case.changes)

@@ -516,7 +516,7 @@ def test_the_next_run_says_how_to_go_on_and_a_second_revocation_changes_nothing(
     (line,) = refused(result, "rm -r keys/client")
     assert REVOKED in line and "client" not in states(result)
     result = generate(lessened, "--revoke", "client", env=None)
-    warned(result, "client: is revoked already")
+    warned(result, "has client already")
     assert states(result)["client"] == "revoked"
     assert tree(lessened) == before
 
