@@ -36,6 +36,7 @@ from folders import (
     judge,
     keep_only,
     revoked_serials,
+    seldom,
     serial,
     states,
     tree,
@@ -634,7 +635,25 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
+MUCH_LIKE_OTHERS = [
+    "a number in a list",
+    "a list in a list",
+    "a mapping",
+    "an empty text in a list",
+    "a list of lists",
+    "a list with an empty part",
+    "a list of critical alone",
+    "an empty list of names",
+    "an other name without an identifier",
+    "a tab",
+    "a next line",
+    "a wildcard alone",
+    "a zone that is a number",
+    "one IPv6 address in two cases",
+]
+
+
+@pytest.mark.parametrize("what", seldom(WRONG, *MUCH_LIKE_OTHERS))
 def test_what_was_wrong_on_the_day_it_was_written_is_an_error_before_anything_is_written(
     tmp_path: Path, what: str
 ) -> None:
@@ -795,10 +814,7 @@ def complaint(result: Result, name: str) -> str:
     return "".join(lines)
 
 
-CONVERTIBLE = [name for name in [*FOREIGN_KEYS, *ENCRYPTED_KEYS] if name != "ssh-ed25519"]
-
-
-@pytest.mark.parametrize("name", CONVERTIBLE)
+@pytest.mark.parametrize("name", [*FOREIGN_KEYS, *ENCRYPTED_KEYS])
 def test_a_key_of_another_program_is_accepted_or_a_command_says_what_to_do(
     keyed: Keyed, tmp_path: Path, name: str
 ) -> None:
@@ -807,22 +823,13 @@ def test_a_key_of_another_program_is_accepted_or_a_command_says_what_to_do(
     if not said:
         loads(keyed.folder / "keys" / name)
         return
-    command = re.search("(openssl [a-z]|ssh-keygen -|rm -)[^,(]*", said)
+    command = re.search("(openssl [a-z]|ssh-keygen -|rm -).*", said)
     assert command, said
     folder = shutil.copytree(keyed.folder, tmp_path / "copy")
     advised = run("sh", "-c", command[0], cwd=folder, env={"SROS_PASSPHRASE": "sros"})
     assert advised.returncode == 0, (said, advised.stderr)
-    if "new.pem" in command[0]:
-        (folder / "new.pem").rename(folder / "keys" / name / "key.pem")
     assert complaint(generate(folder), name) == ""
     loads(folder / "keys" / name)
-
-
-def test_openssh_cannot_convert_an_ed25519_key_of_its_own_and_the_line_says_so(
-    keyed: Keyed,
-) -> None:
-    said = complaint(keyed.result, "ssh-ed25519")
-    assert "OpenSSH" in said and "ed25519" in said.replace("ssh-ed25519", "")
 
 
 @pytest.mark.parametrize(

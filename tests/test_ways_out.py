@@ -41,6 +41,7 @@ from folders import (
     number,
     refused,
     revoked_serials,
+    seldom,
     serial,
     sign,
     states,
@@ -617,7 +618,12 @@ ROOTS_TROUBLE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("trouble", ROOTS_TROUBLE)
+@pytest.mark.parametrize(
+    "trouble",
+    seldom(
+        ROOTS_TROUBLE, "its list is lost", "its certificate is damaged", "its key is another"
+    ),
+)
 def test_a_revocation_gets_through_whatever_is_wrong_with_root(
     month: Path, trouble: str
 ) -> None:
@@ -1017,15 +1023,14 @@ def without_cipher(keys: Keys, *names: str) -> None:
 
 
 def follow(folder: Path, line: str, *typed: str) -> None:
-    """Do what a warning about a key advises: convert it, and put the new one in its place."""
-    found = re.search("(keys/.*/key.pem): .* (openssl .*), and put new.pem in its place", line)
+    """Run the command that a warning ends with, and type what it asks for."""
+    found = re.search("openssl .*", line)
     assert found, line
-    at = Terminal("sh", "-c", found[2], cwd=folder)
+    at = Terminal("sh", "-c", found[0], cwd=folder)
     for phrase in typed:
         at.expect(":")
         at.type(f"{phrase}\n")
     assert at.finish() == 0, at.seen
-    (folder / "new.pem").rename(folder / found[1])
 
 
 def test_a_plain_key_of_an_entry_with_a_cipher_is_a_warning_whose_command_helps(
