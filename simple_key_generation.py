@@ -39,30 +39,36 @@ The words used throughout:
 
 from __future__ import annotations
 
-import argparse
-import base64
-import fcntl
-import getpass
-import ipaddress
 import os
-import re
-import shutil
 import signal
-import string
 import sys
-import unicodedata
-import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta, timezone
-from functools import cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
 SCRIPT = "simple_key_generation.py"
 
+# Until main() is there to do so, this ends the script quietly on Ctrl-C. A shell's background
+# ignores the signal, and that stays so.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(130))
+
 try:
+    import argparse
+    import base64
+    import fcntl
+    import getpass
+    import ipaddress
+    import re
+    import shutil
+    import string
+    import unicodedata
+    import warnings
+    from collections import Counter
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from contextlib import contextmanager, suppress
+    from datetime import datetime, timedelta, timezone
+    from functools import cache, partial
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
+
     import yaml
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -71,10 +77,13 @@ try:
     from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
     from OpenSSL import crypto
     from yaml import CSafeLoader
-except (ImportError, AttributeError) as error:
-    # An AttributeError: pyOpenSSL is too old for this cryptography.
+except Exception as error:
+    # Not only ImportError: releases that don't fit together raise whatever they run into.
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
-    sys.exit(f"{SCRIPT}: error: {error}: {advice}")
+    if "CSafeLoader" in str(error):
+        advice = "this PyYAML lacks libyaml: apt-get install libyaml-dev, then "
+        advice += "pip install --force-reinstall --no-cache-dir PyYAML"
+    sys.exit(f"{SCRIPT}: error: {' '.join(str(error).split())}: {advice}")
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -163,7 +172,7 @@ class Authority(NamedTuple):
     # What the folders hold, as PEM; empty if there is no such thing.
     intermediates_pem: bytes  # the chain without the anchor
     anchor_pem: bytes
-    cross_pem: bytes | None  # None: there is one, but it is of no use
+    cross_pem: bytes | None  # None: it can't be read, so what the folders have stays
     own_list_pem: bytes
     lists_pem: bytes
 
@@ -280,10 +289,15 @@ def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome
 
 
 def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
-    """Tell whether a CA that failed has a list on disk, and the entry a certificate."""
-    if above is None or not above.lists or not os.path.exists(f"{above.path}/crl.pem"):
+    """Tell whether a CA that failed has its list on disk, and the entry a certificate."""
+    if above is None or not above.lists:
         return False
-    return os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
+    # A newer list that could not be written must not go anywhere else.
+    try:
+        is_on_disk = read_file(f"{above.path}/crl.pem") == above.own_list_pem
+    except OSError:
+        return False
+    return is_on_disk and os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
 
 
 # --- 3. One entry ----------------------------------------------------------------------------
@@ -360,6 +374,9 @@ def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
         except ENTRY_ERRORS as error:
             problems.append(problem_of(error, task.folder.path))
 
+    if task.entry.is_ca:
+        check_ca(f"{task.folder.path}/cert.pem", certificate)
+        check_path_length(task, f"{task.folder.path}/cert.pem", certificate)
     return Draft(certificate, state, is_compared)
 
 
@@ -557,18 +574,31 @@ def refuse_if_serial_is_named(task: Task, ca: x509.Certificate) -> None:
     Other software may put issuer and serial number into an authorityKeyIdentifier. Such a
     certificate would not verify below a renewed CA, which has a new serial number.
     """
-    paths = [f"{task.folder.path}/issued/{name}" for name in sorted(task.folder.record)]
-    for entry in task.run.entries:
-        if entry.issuer == task.entry.name:
-            paths.append(os.path.join(task.run.keys, entry.name, "cert.pem"))
-
-    for path in paths:
-        if not os.path.exists(path):
+    revoked = serial_numbers(newest_list(task, ca))
+    for name, path in certificates_below(task):
+        certificate = load_certificate(path)
+        named = extension_of(certificate, x509.AuthorityKeyIdentifier)
+        if named is None or named.authority_cert_serial_number != ca.serial_number:
             continue
-        named = extension_of(load_certificate(path), x509.AuthorityKeyIdentifier)
-        if named is not None and named.authority_cert_serial_number == ca.serial_number:
-            why = f"{path} names its serial number, and would no longer verify"
+        is_over = certificate.not_valid_after_utc <= task.run.now
+        if not is_over and certificate.serial_number not in revoked:
+            why = f"{path} names its serial number: --renew or --revoke {name} first"
             raise Fault(f"{task.folder.path}/cert.pem: can't be renewed: {why}")
+
+
+def certificates_below(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the name and the path of each certificate in use that a CA has signed."""
+    found = set()
+    for entry in task.run.entries:
+        path = os.path.join(task.run.keys, entry.name, "cert.pem")
+        if entry.issuer == task.entry.name and os.path.exists(path):
+            found.add(entry.name)
+            yield entry.name, path
+    # The record has earlier ones, too. They matter where there is no folder.
+    for file_name in sorted(task.folder.record):
+        name, _, _ = file_name.rpartition("-")
+        if name not in found and name != task.entry.name:
+            yield name, f"{task.folder.path}/issued/{file_name}"
 
 
 def certify(task: Task, key: object) -> x509.Certificate:
@@ -642,8 +672,12 @@ def value_for(task: Task, extension: Extension, public_key: PublicKey) -> x509.E
     if extension.value is not None:
         return extension.value
     if extension.oid == x509.SubjectKeyIdentifier.oid:
+        # A renewed CA keeps the one that its children name.
+        before = None
         if task.entry.is_ca and task.folder.certificate is not None:
-            return subject_key_identifier(task.folder.certificate)
+            before = extension_of(task.folder.certificate, x509.SubjectKeyIdentifier)
+        if before is not None:
+            return before
         return x509.SubjectKeyIdentifier.from_public_key(public_key)
     if task.above is None:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
@@ -738,8 +772,12 @@ def settle_list(
 
 
 def list_stays(task: Task, ca: x509.Certificate, current: RevocationList) -> Problem:
-    """Return a warning that a list needs its CA's key soon. Raises Fault if it has expired."""
+    """Return a warning that a CA's key is needed soon. Raises Fault if it is needed now."""
     path = f"{task.folder.path}/crl.pem"
+    begins = current.last_update_utc
+    if begins > task.run.present:
+        when = f"begins on {begins.date()}, as a clock was ahead"
+        raise Fault(f"{path}: {when}: the next one takes {task.signer.path}")
     ends = end_of_list(ca, current)
     if ends <= task.run.now:
         raise Fault(f"{path}: has expired: the next one takes {task.signer.path}")
@@ -1077,9 +1115,6 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
     if task.folder.key_pem is not None:
         yield from encryption_warnings(task, task.folder.key_pem)
 
-    if task.entry.is_ca:
-        check_ca(path, certificate)
-
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
         raise Fault(f"{path}: is for another key than {task.folder.path}/csr.pem")
@@ -1101,11 +1136,11 @@ def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
     if task.entry.passphrase is not None and not is_encrypted:
         what = f"is not encrypted, though {where} has a cipher"
         command = f"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {path} -out new.pem"
-        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
+        yield Problem("warning", f"{path}: {what}: {command} && mv new.pem {path}")
     if task.entry.passphrase is None and is_encrypted:
         what = f"is encrypted, though {where} has no cipher"
         command = f"openssl pkey -in {path} -out new.pem"
-        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
+        yield Problem("warning", f"{path}: {what}: {command} && mv new.pem {path}")
 
 
 def check_ca(path: str, certificate: x509.Certificate) -> None:
@@ -1114,10 +1149,22 @@ def check_ca(path: str, certificate: x509.Certificate) -> None:
     identifier = extension_of(certificate, x509.SubjectKeyIdentifier)
     if constraints is None or not constraints.ca or identifier is None:
         needs = "it takes CA:TRUE and a subjectKeyIdentifier"
-        raise Fault(f"{path}: is no CA's certificate: {needs}")
+        raise Fault(f"{path}: is no CA's certificate: {needs}: {MEND}")
     usage = extension_of(certificate, x509.KeyUsage)
-    if usage is not None and not usage.crl_sign:
-        raise Fault(f"{path}: its keyUsage lacks cRLSign, so it signs no revocation lists")
+    if usage is not None and not (usage.key_cert_sign and usage.crl_sign):
+        why = "can't sign certificates and lists, as its keyUsage lacks keyCertSign or cRLSign"
+        raise Fault(f"{path}: {why}: {MEND}")
+
+
+def check_path_length(task: Task, path: str, certificate: x509.Certificate) -> None:
+    """Raise Fault if a CA's pathlen is too short for the CAs below it."""
+    levels = levels_of_cas_below(task.run.entries, task.entry.name)
+    constraints = extension_of(certificate, x509.BasicConstraints)
+    if constraints is not None and constraints.path_length is not None:
+        limit = constraints.path_length
+        if limit < levels:
+            what = f"its pathlen:{limit} is too short for {levels} CAs in a row below"
+            raise Fault(f"{path}: {what}: {MEND}")
 
 
 T = TypeVar("T", bound=x509.ExtensionType)
@@ -1170,31 +1217,40 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
 
 
 def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) -> bytes | None:
-    """Return an anchor's cross.pem, empty if there is none; None if it is of no use."""
+    """Return an anchor's cross.pem; empty if it is of no use; None if it can't be read."""
     path = f"{task.folder.path}/cross.pem"
     if "cross.pem" not in task.folder.file_names:
         return b""
     try:
         chain = load_certificates(path)
+        check_cross_key(path, anchor, chain[0])
+    except (Fault, OSError) as error:
+        problems.append(problem_of(error, path))
+        return None
+    try:
         check_cross(task, anchor, chain[0])
         # The certificates of the higher CA's own issuers may follow.
         for number in range(1, len(chain)):
             check_issuer(path, chain[number - 1], chain[number])
-    except (Fault, OSError) as error:
+    except Fault as error:
         problems.append(problem_of(error, path))
-        return None
+        return b""
     if is_due(task.run, chain[0]):
         ends = chain[0].not_valid_after_utc.date()
         problems.append(Problem("warning", f"{path}: ends on {ends}: have it made anew"))
     return to_pem(*chain)
 
 
-def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
-    """Check a cross-certificate for the anchor's name and key. Raises Fault."""
-    path = f"{task.folder.path}/cross.pem"
+def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate) -> None:
+    """Raise Fault unless a certificate is a higher CA's, for the anchor's name and key."""
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
         raise Fault(f"{path}: is no higher CA's certificate for this name and key")
+
+
+def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
+    """Check that the anchor's certificate from a higher CA is of use. Raises Fault."""
+    path = f"{task.folder.path}/cross.pem"
     check_ca(path, cross)
     if subject_key_identifier(cross) != subject_key_identifier(anchor):
         raise Fault(
@@ -1202,16 +1258,7 @@ def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -
         )
     check_digest(path, cross)
 
-    constraints = extension_of(cross, x509.BasicConstraints)
-    limit = None
-    if constraints is not None:
-        limit = constraints.path_length
-    levels = levels_of_cas_below(task.run.entries, task.entry.name)
-    if limit is not None and limit < levels:
-        raise Fault(
-            f"{path}: its pathlen:{limit} is too short for {levels} CAs in a row below"
-        )
-
+    check_path_length(task, path, cross)
     if cross.not_valid_after_utc <= task.run.now:
         raise Fault(f"{path}: has expired: have it made anew, or rm {path}")
     if cross.not_valid_before_utc > task.run.present:
@@ -1345,10 +1392,7 @@ def read_odd_request(pem: bytes) -> Request:
 
     OpenSSL accepts it: what is odd, such as the subject or an attribute, does not count.
     """
-    block = re.search(b"-BEGIN [A-Z ]*REQUEST-----(.+?)-----END", pem, re.DOTALL)
-    if block is None:
-        raise ValueError("no request in PEM")
-    info, algorithm, signature = der_elements(base64.b64decode(block[1]))
+    info, algorithm, signature = der_elements(der_of(pem))
     # CertificationRequestInfo: version, subject, key, attributes.
     key_der = der_elements(info)[2]
     public_key = serialization.load_der_public_key(key_der)
@@ -1378,6 +1422,14 @@ def is_signed_with(
     except InvalidSignature:
         return False
     return True
+
+
+def der_of(pem: bytes) -> bytes:
+    """Return what a PEM file holds (RFC 7468); nothing if it is encrypted, or no PEM."""
+    block = re.search(b"-----BEGIN [A-Z ]+-----([A-Za-z0-9+/=\\s]+)-----END", pem)
+    if block is None:
+        return b""
+    return base64.b64decode(block[1])
 
 
 def der_elements(der: bytes) -> list[bytes]:
@@ -1521,13 +1573,15 @@ def locked(keys: str) -> Iterator[None]:
 
 
 def clear_leftovers(keys: str) -> None:
-    """Remove what a killed run left: whatever was never renamed. Raises OSError."""
+    """Remove what a killed run left: whatever was never renamed."""
     for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):
         for part in Path(keys).glob(pattern):
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part)
-            else:
-                part.unlink()
+            # What can't be removed is an error when its own entry's turn comes.
+            with suppress(OSError):
+                if part.is_dir() and not part.is_symlink():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink()
 
 
 # --- 8. Keys and pass phrases ----------------------------------------------------------------
@@ -1607,18 +1661,28 @@ class Signer:
             phrase = self.phrases.get(variable)
         try:
             key = load_key(pem, phrase)
+        except UnusableKey as error:
+            advice = f"take a new key: rm -r {os.path.dirname(self.path)}"
+            raise Fault(f"{self.path}: {error}: {advice}") from None
         except (ValueError, TypeError, UnsupportedAlgorithm, crypto.Error):
-            why = "is damaged, or of a form that OpenSSL can't read"
-            if phrase is not None:
-                why = f"is damaged, or its pass phrase ({variable}) is wrong or not set"
-            if b"OPENSSH" in pem:
-                why = f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {self.path}"
-            raise Fault(f"{self.path}: {why}") from None
-        if key is None:
-            why = "is an RSA-PSS key, which peers take for no plain RSA key"
-            raise Fault(f"{self.path}: {why}: mv it away, and run again for another")
+            raise Fault(f"{self.path}: {self.why_unreadable(pem)}") from None
         # Before it signs, its public key is compared with one of a type that can sign.
         return cast("PrivateKey", key)
+
+    def why_unreadable(self, pem: bytes) -> str:
+        """Return what may be wrong with a key that can't be read, and what to do."""
+        path = self.path
+        if b"OPENSSH" in pem and self.entry.key_type == "ed25519":
+            folder = os.path.dirname(path)
+            return f"is in OpenSSH's own form for good: take a new key: rm -r {folder}"
+        if b"OPENSSH" in pem:
+            return f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {path}"
+        if pem and b"-----BEGIN" not in pem:
+            return f"is not in PEM: openssl pkey -in {path} -out new.pem && mv new.pem {path}"
+        if b"ENCRYPTED" in pem:
+            variable = self.entry.passphrase
+            return f"is damaged, or its pass phrase ({variable}) is wrong or not set"
+        return "is damaged, or of a form that OpenSSL can't read"
 
     def digest(self) -> Digest | None:
         """Return what the key signs with; None for the key types that hash by themselves."""
@@ -1628,14 +1692,23 @@ class Signer:
 
 
 EVP_PKEY_RSA_PSS = 912
+# The version in DER, as it stands in the first octets of an unencrypted key.
+PKCS8_VERSION_2 = bytes.fromhex("020101300506032b65")
 
 
-def load_key(pem: bytes, phrase: bytes | None) -> object | None:
-    """Return a private key; None for an RSA-PSS key. Raises ValueError, crypto.Error.
+class UnusableKey(Exception):
+    """Why a private key is of no use for TLS."""
+
+
+def load_key(pem: bytes, phrase: bytes | None) -> object:
+    """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
     OpenSSL reads what cryptography does not, such as EC keys with 31 or 33 octets, which some
-    programs write. And cryptography takes an RSA-PSS key for a plain one.
+    programs write. And cryptography takes an RSA-PSS key for a plain one, and reads an Ed25519
+    key in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 does not.
     """
+    if PKCS8_VERSION_2 in der_of(pem):
+        raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
     try:
         key: object = serialization.load_pem_private_key(pem, phrase)
         if not isinstance(key, rsa.RSAPrivateKey):
@@ -1644,7 +1717,7 @@ def load_key(pem: bytes, phrase: bytes | None) -> object | None:
         pass
     loaded = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, phrase or b"")
     if loaded.type() == EVP_PKEY_RSA_PSS:
-        return None
+        raise UnusableKey("is an RSA-PSS key, and its certificate would say plain RSA")
     return loaded.to_cryptography_key()
 
 
@@ -1985,6 +2058,7 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
 
     has_subject = isinstance(fields.get("subject"), dict)
     check_fields(where, values, is_ca, has_subject)
+    check_combinations(where, values, is_ca, now)
     return new_entry(name, where, is_ca, values, now)
 
 
@@ -2068,13 +2142,16 @@ def check_fields(
         if field not in values:
             raise ConfigurationError(f"{where}.{field}: is missing")
     check_subject(where, values, is_ca, has_subject)
-    check_combinations(where, values, is_ca)
 
 
-def check_combinations(where: str, values: Mapping[str, Any], is_ca: bool) -> None:
+def check_combinations(
+    where: str, values: Mapping[str, Any], is_ca: bool, now: datetime
+) -> None:
     """Check fields that exclude each other. Raises ConfigurationError."""
     ends = values["validity.notAfter"]
-    if values.get("validity.notBefore", ends) > ends:
+    begins = values.get("validity.notBefore", now)
+    # A notAfter that has passed was made wrong by time: see check_dates.
+    if begins > ends > now:
         raise ConfigurationError(f"{where}.validity: notBefore is later than notAfter")
     if values["key"] not in KEY_TYPES:
         text = f"{values['key']} needs cryptography 47 or newer"
@@ -2310,6 +2387,9 @@ def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
         spelling: object = name
         if isinstance(name, x509.DNSName):
             spelling = name.value.lower()
+        if isinstance(name, x509.RFC822Name):
+            mailbox, _, host = name.value.partition("@")
+            spelling = (mailbox, host.lower())
         if spelling in spellings:
             raise ValueError(f"{item!r} stands twice, in different spellings")
         names.append(name)
@@ -2391,6 +2471,7 @@ SUBTREE_FORMS = {
     "URI": host_form("[.]?"),
     "email": f"(?:{MAILBOX}@)?{host_form('[.]?')}",
 }
+NO_ZONE = "a certificate has no place for an address's zone: leave out % and what follows"
 GENERAL_NAMES: dict[str, Callable[[str], x509.GeneralName]] = {
     "DNS": x509.DNSName,
     "URI": x509.UniformResourceIdentifier,
@@ -2403,9 +2484,7 @@ def read_name(item: str) -> x509.GeneralName:
     kind, _, value = item.partition(":")
     if kind == "IP":
         if "%" in value:
-            raise ValueError(
-                "a certificate has no place for a zone: leave out % and what follows"
-            )
+            raise ValueError(NO_ZONE)
         return x509.IPAddress(ipaddress.ip_address(value))
     if kind == "RID":
         return x509.RegisteredID(x509.ObjectIdentifier(value))
@@ -2434,6 +2513,8 @@ def read_subtree(item: str) -> x509.GeneralName:
     """Read a subtree such as `DNS:.example` (RFC 5280, 4.2.1.10). Raises ValueError."""
     kind, _, value = item.partition(":")
     if kind == "IP":
+        if "%" in value:
+            raise ValueError(NO_ZONE)
         return x509.IPAddress(ipaddress.ip_network(value))
     return read_text_name(kind, value, SUBTREE_FORMS)
 
@@ -2754,6 +2835,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # End quietly when the output is closed, as by head.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # The modes of files are chosen one by one.

@@ -31,7 +31,6 @@ from folders import (
     complaints,
     drop,
     edit,
-    faults,
     fine,
     keep_only,
     later,
@@ -778,7 +777,7 @@ def test_the_addresses_of_a_higher_ca_are_for_every_node(tmp_path: Path) -> None
     fine(generate(tmp_path))  # anew, the first of which inherits
 
 
-def test_the_path_length_of_a_higher_ca_is_for_every_node(tmp_path: Path) -> None:
+def test_a_path_length_that_is_too_short_for_what_is_below_is_the_cas_error(tmp_path: Path) -> None:
     def alone(keys: dict[str, Any]) -> None:
         keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:0"
         del keys["master"], keys["nodes"]
@@ -786,9 +785,8 @@ def test_the_path_length_of_a_higher_ca_is_for_every_node(tmp_path: Path) -> Non
     edit(tmp_path, alone)
     fine(generate(tmp_path))
     configure(tmp_path)
-    long = "path length constraint exceeded"
-    faults(generate(tmp_path), f"keys/server/cert.pem: {long}", f"keys/client/cert.pem: {long}")
-    drop(tmp_path / "keys", "root", "master")
+    refused(generate(tmp_path), "keys/root/cert.pem: its pathlen:0 is too short", "3 below root")
+    drop(tmp_path / "keys", "root")
     fine(generate(tmp_path))
 
 
