@@ -48,6 +48,7 @@ from folders import (
     tree,
     warned,
 )
+from needs import needs
 
 MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
 CAS, NODES = ["root", "master"], ["server", "client"]
@@ -537,9 +538,12 @@ def test_an_offset_of_the_wrong_sign_was_never_right_and_stays_an_error_of_the_f
 # --- A folder that can't be read -------------------------------------------------------------
 
 
-def as_user(folder: Path, *arguments: str, when: str = "+0 days") -> Result:
+def as_user(folder: Path, *arguments: str, when: str | None = None) -> Result:
     """Run the script without root's right to read everything, now or at another time."""
-    command = ["faketime", when, sys.executable, str(GENERATE), *arguments]
+    command = [sys.executable, str(GENERATE), *arguments]
+    if when is not None:
+        needs("faketime")
+        command = ["faketime", when, *command]
     if os.geteuid() == 0:
         command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
     return run(*command, cwd=folder, env=PHRASES)
@@ -604,17 +608,17 @@ def lose_roots_list(keys: Path) -> None:
             path.unlink()
 
 
-ROOTS_TROUBLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "none": (lambda keys: None, "+0 days"),
+ROOTS_TROUBLE: dict[str, tuple[Callable[[Path], object], str | None]] = {
+    "none": (lambda keys: None, None),
     "its list has expired": (take_root_away, "+40 days"),
-    "its list is damaged": (damage("crl.pem"), "+0 days"),
-    "its list is lost": (lose_roots_list, "+0 days"),
-    "its certificate is damaged": (damage("cert.pem"), "+0 days"),
+    "its list is damaged": (damage("crl.pem"), None),
+    "its list is lost": (lose_roots_list, None),
+    "its certificate is damaged": (damage("cert.pem"), None),
     "its key is another": (
         lambda keys: shutil.copy(keys / "master/key.pem", keys / "root/key.pem"),
-        "+0 days",
+        None,
     ),
-    "its folder is closed": (lambda keys: (keys / "root").chmod(0), "+0 days"),
+    "its folder is closed": (lambda keys: (keys / "root").chmod(0), None),
 }
 
 
