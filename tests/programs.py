@@ -1,4 +1,4 @@
-"""Other programs and a node's folder: their part of the README, and the rows of its table."""
+"""Other programs and a node's folder: their pages, and the rows of the README's table."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import DEADLINE, PHRASES, ROOT, environment, run
+import pages
+from conftest import DEADLINE, PHRASES, environment, run
 from needs import needs_package, needs_those_of, skip
-
-TITLE = "One folder, every program"
-README = (ROOT / "README.md").read_text()
-SECTION = dict(part.split("\n", 1) for part in README.split("\n## ")[1:])[TITLE]
 
 
 @dataclass(frozen=True)
 class Program:
     """One row of the table: its tests are what it is compared with."""
 
-    name: str  # as the README's heading of its recipes has it
+    name: str  # as the first cell of the row has it, which links the program's page
     library: str  # what makes its handshakes
     version: str  # a command that prints the version
     client: bool  # whether it calls simple_https_server.py (or its own kind)
@@ -35,16 +32,26 @@ class Program:
     encrypted: bool  # whether it takes key.pem as it is, encrypted
 
 
+def row(name: str) -> tuple[str, list[str]]:
+    """Return the page that a program's row links, and the other cells of the row."""
+    found = re.findall(rf"^\| \[{re.escape(name)}\]\((.+?)\) \|(.*)\|$", pages.PAGES[pages.README], re.M)
+    assert len(found) == 1, f"one row of the README's table must be that of {name}"
+    page, cells = found[0]
+    return page, [cell.strip() for cell in cells.split("|")]
+
+
 def check_row(program: Program) -> None:
     """Compare a program with its row; the version here may be a newer one than that of the row.
 
     With an older one, the test is skipped: what the row says was not tried with it.
     """
-    lines = re.findall(rf"^\| {re.escape(program.name)} \|.*$", SECTION, re.MULTILINE)
-    assert len(lines) == 1, f"one row of the README's table must be that of {program.name}"
-    _, library, shown, client, server, key = (cell.strip() for cell in lines[0].strip("|").split("|"))
+    page, (shown, client, server, key) = row(program.name)
+    tested = " ".join(pages.PAGES[page].partition("Tested with ")[2].partition("\n\n")[0].split())
+    version = re.search(r"\d+(\.\d+)+", tested)
+    assert version is not None and shown.startswith(version[0]), f"{page}: tested with {tested}"
+    assert program.library in tested
     yes = {True: "yes", False: ""}
-    assert (library, client, server) == (program.library, yes[program.client], yes[program.server])
+    assert (client, server) == (yes[program.client], yes[program.server])
     assert key == ("encrypted" if program.encrypted else "plain")
     if program.version.startswith("dpkg-query "):
         needs_package(program.version.split()[-1])
@@ -58,10 +65,10 @@ def check_row(program: Program) -> None:
 
 
 def recipe(name: str, marker: str = "", kind: str = r"\w+") -> str:
-    """The first block of a program's part of the README, of some kind, that a marker stands in."""
-    (part,) = re.findall(rf"^### {re.escape(name)}\n(.*?)(?=^### |\Z)", SECTION, re.DOTALL | re.MULTILINE)
-    found = re.findall(rf"^```{kind}\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
-    return next(str(text) for text in found if marker in text)
+    """The first block of a program's page, of some kind, that a marker stands in."""
+    page, _ = row(name)
+    found = [text for each, text in pages.blocks(pages.PAGES[page]) if re.fullmatch(kind, each)]
+    return next(text for text in found if marker in text)
 
 
 def path() -> str:

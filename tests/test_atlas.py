@@ -1,4 +1,4 @@
-"""Who gets in: every intruder at the doors of both scripts, beside a twin; the README's atlas of it."""
+"""Who gets in: every intruder at the doors of both scripts, beside a twin; and the atlas of it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from folders import fine, later, lists
 
-README = ROOT / "README.md"
-README = ROOT / "README.md"
+PAGE = ROOT / "tests/refusals.md"
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"
 VERIFYING = "certificate verify failed: "
@@ -807,32 +806,39 @@ def test_a_server_that_refused_them_all_lets_in_the_next_one(doors: Doors, machi
 
 
 def atlas(doors: Doors) -> str:
-    """Return the tables of the README, from what happened."""
+    """Return the tables of the page, from what happened."""
     titles = {
-        ("client", "server"): "The server refuses these clients, and the client refuses these servers:",
-        ("client",): "The server refuses these clients:",
-        ("server",): "The client refuses these servers:",
+        ("client", "server"): "## Both refuse",
+        ("client",): "## The server refuses these clients",
+        ("server",): "## The client refuses these servers",
     }
-    tables: dict[tuple[str, ...], dict[str, str]] = {sides: {} for sides in titles}
+    rows: dict[tuple[str, ...], dict[str, str]] = {sides: {} for sides in titles}
+    moments: dict[tuple[str, ...], dict[str, str]] = {sides: {} for sides in titles}
     for intruder in INTRUDERS:
         refusals = doors.refusals(intruder)
         ((said, told),) = {(each.words, each.seen.alert) for each in refusals.values()}
         own = told.removeprefix("none: ")
         told = f"`{told}`" if own == told else f"none; its own error is `{own}`"
-        line = f"`{said}` | {told} | {' / '.join(each.seen.when for each in refusals.values())}"
-        assert tables[intruder.sides].setdefault(intruder.label, line) == line, intruder
-    text = ""
-    for sides, rows in tables.items():
-        when = " / ".join(f"a {side}" for side in sides)
-        text += f"{titles[sides]}\n\n"
-        text += f"| intruder | the verifier's line | the alert that the refused one sees | when ({when}) |\n"
-        text += "|---|---|---|---|\n"
-        text += "".join(f"| {label} | {line} |\n" for label, line in rows.items()) + "\n"
-    return text.rstrip()
+        line = f"`{said}` | {told}"
+        when = " and ".join(f"a {side} {each.seen.when}" for side, each in refusals.items())
+        assert rows[intruder.sides].setdefault(intruder.label, line) == line, intruder
+        assert moments[intruder.sides].setdefault(intruder.label, when) == when, intruder
+    return "\n\n".join(f"{titles[x]}\n\n{table(rows[x], moments[x])}" for x in titles)
 
 
-def test_the_readme_s_atlas_is_what_happened(doors: Doors) -> None:
+def table(rows: Mapping[str, str], moments: Mapping[str, str]) -> str:
+    """Return one table. When the refused learn of it is one sentence, if it is always the same."""
+    head = "| intruder | the verifier's line | the alert that the refused one sees |"
+    if len({*moments.values()}) == 1:
+        sentence = f"The refusal reaches {next(iter(moments.values()))}."
+        lines = [f"| {label} | {line} |" for label, line in rows.items()]
+        return "\n".join([sentence, "", head, "|---|---|---|", *lines])
+    lines = [f"| {label} | {line} | {moments[label]} |" for label, line in rows.items()]
+    return "\n".join([f"{head} the refusal reaches |", "|---|---|---|---|", *lines])
+
+
+def test_the_atlas_is_what_happened(doors: Doors) -> None:
     text = atlas(doors)
-    match = re.search(r"^<!-- atlas -->\n(.*)^<!-- end of atlas -->$", README.read_text(), re.S | re.M)
+    match = re.search(r"^<!-- atlas -->\n(.*)^<!-- end of atlas -->$", PAGE.read_text(), re.S | re.M)
     if match is None or match[1].strip() != text:
-        pytest.fail(f"between its two marks, the README should have this atlas:\n\n{text}\n", pytrace=False)
+        pytest.fail(f"between its two marks, {PAGE} should have this atlas:\n\n{text}\n", pytrace=False)

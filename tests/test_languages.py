@@ -1,4 +1,4 @@
-"""The README's recipes in several languages, as clients of our server and as servers for our client."""
+"""Recipes in several languages, each on its page, as clients of our server and as servers for our client."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+import pages
 import programs
 import pytest
 import yaml
@@ -44,7 +45,11 @@ SERVERS = (
     (WOLFSSL, "./server"),
     (PYTHON, "python3 server.py"),
 )
-WITHOUT_LISTS = (WOLFSSL, UV)  # as the README says
+# What stands in each program's shell blocks that are run here.
+RECIPES: dict[str, tuple[str, ...]] = {program.name: (text,) for program, text in PREPARATIONS.items()}
+for known, text in (*CLIENTS, *SERVERS):
+    RECIPES[known.name] = (*RECIPES.get(known.name, ()), text)
+WITHOUT_LISTS = (WOLFSSL, UV)  # as their pages say
 SILENT = (PYTHON,)  # asyncio logs no failed handshake
 # What programs say of a peer of another CA, of one with another name, and of a revoked one.
 REASONS = {
@@ -86,13 +91,13 @@ def revoked(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(program: Program, folder: Path, tmp_path: Path, port: int) -> Path:
-    """Copy a folder of keys, and put the files of a program's part of the README into it."""
+    """Copy a folder of keys, and put the files of a program's page into it."""
     if program == WOLFSSL:
         needs_package("libwolfssl-dev")
     place = tmp_path / program.name / folder.name
     shutil.copytree(folder, place, symlinks=True)
-    part = programs.SECTION.split(f"\n### {program.name}\n", 1)[1].split("\n### ", 1)[0]
-    for text in re.findall(r"^```(?!sh\n)\w+\n(.*?)^```$", part, re.DOTALL | re.MULTILINE):
+    page, _ = programs.row(program.name)
+    for text in [text for kind, text in pages.blocks(pages.PAGES[page]) if kind != "sh"]:
         name = text.split("\n", 1)[0].split()[1]
         (place / name).write_text(text.replace("8443", str(port)))
     if program in PREPARATIONS:

@@ -807,7 +807,7 @@ def test_a_request_for_a_key_of_pss_only_is_not_certified_as_another_kind_of_key
 
 # --- More than one machine: cfssl serves with the folder's master ----------------------------------
 
-# As in the README, but for the port.
+# As on the page about CA services, but for the port.
 SERVE = """
 cfssl serve -ca keys/master/cert.pem \
 -ca-key <(openssl pkey -in keys/master/key.pem -passin env:SROS_PASSPHRASE) \
@@ -831,7 +831,7 @@ OVER_TLS = """-tls-cert keys/server/fullchain.pem \
 
 
 def shell(folder: Path, text: str) -> Result:
-    """Run what stands in a README's shell block, and have it succeed."""
+    """Run a shell block of a page, and have it succeed."""
     needs_those_of(text)
     result = run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env=PHRASES)
     assert result.returncode == 0, result.stderr
@@ -887,7 +887,7 @@ class Service:
         return answer
 
     def enrol(self, folder: Path) -> Path:
-        """Have it sign a request as the README does, and return the new client's folder."""
+        """Have it sign a request as the page does, and return the new client's folder."""
         shell(folder, ENROL.replace("-remote localhost", f"-remote localhost:{self.port}"))
         assert {path.name for path in (folder / "client3").iterdir()} == NODE_FILES | {"cert.csr"}
         return folder / "client3"

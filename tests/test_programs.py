@@ -1,4 +1,4 @@
-"""Other programs with a node's folder, by the README's own recipes; each beside those it refuses."""
+"""Other programs with a node's folder, by the recipes of their pages; each beside those it refuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import DEADLINE, PHRASES, Server, client, generate
 from needs import needs_package
-from programs import README, Program, check_row, free_port, paste, poll, recipe, running
+from programs import Program, check_row, free_port, paste, poll, recipe, running
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +31,10 @@ PROGRAMS = (
     Program("Chromium", "BoringSSL and NSS", "chromium --version", True, False, False),
 )
 
-# The recipes as a client, by what stands in their shell blocks; those of the first two have a section above.
-ABOVE = {"OpenSSL": "openssl s_client", "curl": "curl --silent"}
+# The recipes as a client, by what stands in their shell blocks.
 CLIENTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(ABOVE, ()),
+    "OpenSSL": ("openssl s_client",),
+    "curl": ("curl --silent",),
     "Wget": ("wget",),
     "GnuTLS": ("gnutls-cli",),
     "NSS": ("certutil", "tstclnt"),
@@ -57,14 +57,25 @@ SERVERS = {
     "OpenSSL": Serving(("s_server",), "aloh", "certificate verify failed"),
     "GnuTLS": Serving(("gnutls-serv",), "hola", "Error in the certificate"),
     "NSS": Serving(("certutil", "selfserv"), "GET / HTTP/1.1", "issuer is not recognized"),
-    "nginx": Serving(("nginx -e",), "hello", "certificate verify error", {"stream.conf": "load_module"}),
+    "nginx": Serving(
+        ("-c stream.conf",), "hello", "certificate verify error", {"stream.conf": "load_module"}
+    ),
     "Caddy": Serving(
         ("Caddyfile.server",),
         r"HTTP/1.1 400 Bad Request\r",
         "x509: certificate signed by unknown authority",
-        {"Caddyfile.server": "client_auth"},
+        {"Caddyfile.server": "require_and_verify"},
     ),
 }
+
+LENT = "curl"  # what stands in the shell block that calls the Caddy of a client
+
+# What stands in each program's shell blocks that are run here.
+RECIPES = {
+    **{name: markers for name, markers in CLIENTS.items() if name not in SERVERS},
+    **{name: (*CLIENTS.get(name, ()), *program.recipes) for name, program in SERVERS.items()},
+}
+RECIPES["Caddy"] += (LENT,)
 
 # A change of a recipe, whom it lets in (a stranger with a certificate, or anyone without one), and the name
 # or address that they call the server by.
@@ -76,7 +87,7 @@ WARNINGS = (
     ("Caddy", "https://:8443", "https://localhost:8443", False, "127.0.0.1"),
 )
 
-# Who looks at revocation lists; the README says it of the others that they do not.
+# Who looks at revocation lists; the pages of the others say that they do not.
 LISTS = {"client": ("curl", "Wget"), "server": ("OpenSSL", "GnuTLS", "nginx")}
 
 # A browser that root runs, and that leaves the network alone.
@@ -130,15 +141,13 @@ def home(place: Path) -> dict[str, str]:
 def call(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
     """Have a program ask the server at a port, by its recipe, with the client's keys of a folder."""
     text = "".join(recipe(name, marker, "sh") for marker in CLIENTS[name])
-    if name in ABOVE:
-        (text,) = re.findall(rf"^```sh\n(.* {ABOVE[name]} .*\n)```$", README, re.MULTILINE)
     if name != "Caddy":
         return paste(place, text.replace("--headless", f"--headless {FLAGS}"), port, home(place))
     lent = free_port()
     proxy = recipe(name, "tls_client_auth", "caddyfile").replace("8080", str(lent))
     (place / "Caddyfile.client").write_text(proxy.replace("8443", str(port)))
     with running(place, text, lent, env=home(place)):
-        return paste(place, recipe(name, "curl", "sh").replace("8080", str(lent)), port, home(place))
+        return paste(place, recipe(name, LENT, "sh").replace("8080", str(lent)), port, home(place))
 
 
 @contextmanager
@@ -215,7 +224,7 @@ def test_a_client_refuses_a_stranger_s_server(
 
 
 @each(CLIENTS)
-def test_a_client_looks_at_lists_or_the_readme_says_so(
+def test_a_client_looks_at_lists_or_its_page_says_so(
     name: str, made: Path, revoked: Path, copied: Copy, serve: Serve
 ) -> None:
     server = serve("-k", str(made / "keys/server"))
@@ -224,7 +233,7 @@ def test_a_client_looks_at_lists_or_the_readme_says_so(
 
 
 @each(SERVERS)
-def test_a_server_looks_at_lists_or_the_readme_says_so(name: str, revoked: Path, copied: Copy) -> None:
+def test_a_server_looks_at_lists_or_its_page_says_so(name: str, revoked: Path, copied: Copy) -> None:
     with serving(name, copied(revoked)) as (port, _):
         answer = told(revoked / "keys/client", port, certified=True)
     assert (answer != b"") == (name not in LISTS["server"])
@@ -258,7 +267,7 @@ def test_our_client_refuses_a_stranger_s_server(name: str, made: Path, strangers
 @pytest.mark.parametrize(
     ("name", "old", "new", "certified", "host"), [marked(*warning) for warning in WARNINGS]
 )
-def test_what_the_readme_warns_of_lets_strangers_in(
+def test_what_a_page_warns_of_lets_strangers_in(
     name: str, old: str, new: str, certified: bool, host: str, made: Path, strangers: Path, copied: Copy
 ) -> None:
     with serving(name, copied(made), old, new) as (port, _):

@@ -1,4 +1,4 @@
-"""The README's commands and transcripts, run as they stand (on a free port instead of 8443)."""
+"""The commands and transcripts of the pages, run as they stand (on a free port instead of 8443)."""
 
 from __future__ import annotations
 
@@ -11,59 +11,49 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pages
+import programs
 import pytest
-from conftest import DEADLINE, ROOT, Server, Terminal, environment, run
+import test_languages
+import test_programs
+import test_robots
+from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
 from needs import PACKAGES, needs, needs_those_of
-from programs import TITLE, answers, free_port, running
+from programs import answers, free_port, running
 
-README = (ROOT / "README.md").read_text()
-SECTIONS = dict(part.split("\n", 1) for part in README.split("\n## ")[1:])
-# Sections that are run as a whole, as one reader at one shell would.
-STORIES = ("A fleet's year", "When a key lives elsewhere")
-
-
+README = pages.README
+SECTIONS = pages.sections(README)
+CURL, NGINX, OPENSSL = (f"tests/recipes/{name}.md" for name in ("curl", "nginx", "openssl"))
+SERVICE = "tests/stories/outgrowing-one-machine.md"
+# Told as one session at one shell, and run as that.
+STORIES = {
+    "the README's Day to day": SECTIONS["Day to day"],
+    **{
+        path: pages.PAGES[path]
+        for path in pages.PATHS
+        if path.startswith("tests/stories/") and path != SERVICE
+    },
+}
 PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print
+MOST_WORDS = 3500  # of the README, as wc counts them
 
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """The kind and the content of each block in a part of the page."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-# The recipes for other programs have tests of their own.
-PARTS = [text for title, text in SECTIONS.items() if title not in (*STORIES, TITLE)]
-BLOCKS = [block for text in PARTS for block in blocks(text)]
 # What each shell block is known by; those of the tests themselves run in .ci/run.
-COMMANDS = (
-    "pip install -q -r requirements.txt",
-    "./simple_https_server.py",
-    "./simple_https_client.py",
-    "export SROS_PASSPHRASE",
-    "curl",
-    "openssl s_client",
-    "openssl verify",
-    "nginx -e",
-    "cfssl serve",
-    "cfssl sign",
-    "--revoke client3",
-    "benchmark.py",
-    "pytest",
-    "apt-get install -y openssl",
-    "apt-get install -y wget",
-)
-
-
-def command(marker: str) -> str:
-    """The first shell block that a marker stands in."""
-    return next(text for kind, text in BLOCKS if kind == "sh" and marker in text)
-
-
-def transcript(marker: str) -> str:
-    """The text block that follows that shell block."""
-    place = BLOCKS.index(("sh", command(marker)))
-    kind, text = BLOCKS[place + 1]
-    assert kind == "text"
-    return text
+COMMANDS: dict[str, tuple[str, ...]] = {
+    README: (
+        "pip install -q -r requirements.txt",
+        "./simple_https_server.py",
+        "./simple_https_client.py",
+        "openssl verify",
+        "pip install -q -r tests/requirements.txt",
+        "apt-get install -y openssl",
+        "apt-get install -y wget",
+    ),
+    "tests/speed.md": ("benchmark.py",),
+    SERVICE: ("mkdir keys/service", "cfssl serve", "cfssl sign", "--revoke client3"),
+    CURL: ("curl --silent",),
+    NGINX: ("-c nginx.conf",),
+    OPENSSL: ("openssl s_client",),
+}
 
 
 def shell(folder: Path, text: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -81,7 +71,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         shutil.copy(ROOT / name, folder)
     for script in ROOT.glob("simple_*.py"):
         shutil.copy(script, folder)
-    result = shell(folder, command("pip install -q -r requirements.txt"), {"PYTHONWARNINGS": ""})
+    result = shell(folder, pages.block(README, "pip install -q -r requirements.txt"), {"PYTHONWARNINGS": ""})
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -94,7 +84,7 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
     server = Terminal(
         "bash",
         "-c",
-        f"exec {command('./simple_https_server.py').strip()} --port {port}",
+        f"exec {pages.block(README, './simple_https_server.py').strip()} --port {port}",
         cwd=folder,
     )
     server.expect("Enter PEM pass phrase:")
@@ -105,16 +95,53 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
     assert server.finish() == 130
 
 
-def test_every_shell_block_is_run_by_a_test() -> None:
-    for kind, text in BLOCKS:
-        if kind == "sh":
-            assert [text for marker in COMMANDS if marker in text], text
-    assert len([kind for kind, _ in BLOCKS if kind == "sh"]) == len(COMMANDS)
+def markers_of(path: str) -> list[str]:
+    """What is known of a page's shell blocks by the tests that run them, here and in other files."""
+    markers = list(COMMANDS.get(path, ()))
+    for recipes in (test_programs.RECIPES, test_languages.RECIPES, test_robots.RECIPES):
+        for name, known in recipes.items():
+            if programs.row(name)[0] == path:
+                markers += known
+    return markers
+
+
+@pytest.mark.parametrize("path", pages.PATHS)
+def test_every_shell_block_of_a_page_is_run_by_a_test(path: str) -> None:
+    told = "".join(STORIES.values())
+    found = [text for kind, text in pages.blocks(pages.PAGES[path]) if kind == "sh" and text not in told]
+    markers = markers_of(path)
+    for text in found:
+        assert [marker for marker in markers if marker in text], f"no test runs:\n{text}"
+    for marker in markers:
+        assert [text for text in found if marker in text], f"no block has {marker}"
+
+
+def test_a_page_is_where_the_readme_links_it_and_its_own_links_lead_somewhere() -> None:
+    for path in pages.PATHS:
+        for target, anchor in re.findall(r"\]\((?!https:)([^)#]*)(?:#([^)]*))?\)", pages.PAGES[path]):
+            file = (ROOT / path).parent / target if target else ROOT / path
+            assert file.is_file(), f"{path} links {target}"
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            names = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+            assert not anchor or anchor in names, f"{path} links {target}#{anchor}"
+    linked = re.findall(r"\]\(([^)#]*)", pages.PAGES[README])
+    assert {*pages.PATHS} - {README} <= {*linked}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(pages.PAGES[README].split()) <= MOST_WORDS
+
+
+def test_the_refusals_that_people_meet_are_lines_of_the_atlas() -> None:
+    lines = re.findall(r"^\| `([^`]*)` \|", SECTIONS["When a peer is refused"], re.MULTILINE)
+    assert len(lines) == 6
+    for line in lines:
+        assert f"`…: {line}" in pages.PAGES["tests/refusals.md"]
 
 
 def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path, str]) -> None:
     _, printed = fresh
-    assert tree(printed) == tree(transcript("pip install -q -r requirements.txt"))
+    assert tree(printed) == tree(pages.transcript(README, "pip install -q -r requirements.txt"))
 
 
 def tree(text: str) -> str:
@@ -125,13 +152,13 @@ def tree(text: str) -> str:
 @pytest.mark.slow
 @pytest.mark.rustls
 def test_uv_makes_the_keys_without_an_environment(tmp_path: Path) -> None:
-    (text,) = re.findall(r"`(uv run [^`]+)`", README)
+    (text,) = re.findall(r"`(uv run [^`]+)`", SECTIONS["Make the keys"])
     for name in ("requirements.txt", "sros_config.yml", "simple_key_generation.py"):
         shutil.copy(ROOT / name, tmp_path)
     phrases = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros", "PYTHONWARNINGS": ""}
     result = shell(tmp_path, text, phrases)
     assert result.returncode == 0, result.stderr
-    assert tree(result.stdout) == tree(transcript("pip install -q -r requirements.txt"))
+    assert tree(result.stdout) == tree(pages.transcript(README, "pip install -q -r requirements.txt"))
 
 
 def test_the_page_installs_every_program_that_a_test_can_lack() -> None:
@@ -147,59 +174,76 @@ def test_two_terminals_show_the_transcripts_to_the_letter(
     client = Terminal(
         "bash",
         "-c",
-        f"exec {command('./simple_https_client.py').strip()} --port {port}",
+        f"exec {pages.block(README, './simple_https_client.py').strip()} --port {port}",
         cwd=folder,
     )
     client.expect("Enter PEM pass phrase:")
     client.type("sros\n")
     assert client.finish() == 0
-    assert client.seen == transcript("./simple_https_client.py")
+    assert client.seen == pages.transcript(README, "./simple_https_client.py")
     server.expect("closed\n")
-    assert server.seen == transcript("./simple_https_server.py").replace("8443", str(port))
+    assert server.seen == pages.transcript(README, "./simple_https_server.py").replace("8443", str(port))
 
 
-@pytest.mark.parametrize("program", ["curl", "openssl s_client"])
-def test_other_clients_get_their_answer(talking: tuple[Path, int, Terminal], program: str) -> None:
+@pytest.mark.parametrize("page", [CURL, OPENSSL])
+def test_other_clients_get_their_answer(talking: tuple[Path, int, Terminal], page: str) -> None:
     folder, port, _ = talking
-    text = f"{command('export SROS_PASSPHRASE')}{command(program)}".replace("8443", str(port))
-    result = shell(folder, text)
-    assert result.stdout.strip() == transcript(program).strip(), result.stderr
+    (marker,) = COMMANDS[page]
+    text = pages.block(page, marker).replace("8443", str(port))
+    result = shell(folder, text, PHRASES)
+    assert result.stdout.strip() == pages.transcript(page, marker).strip(), result.stderr
     # The same without a certificate gets nothing.
     bare = re.sub(r" --cert \S+ --key \S+| -cert .* -pass \S+", "", text)
     assert bare != text
-    assert "hello" not in shell(folder, bare).stdout
+    assert "hello" not in shell(folder, bare, PHRASES).stdout
 
 
 def test_openssl_says_what_the_keys_are_worth(fresh: tuple[Path, str]) -> None:
     folder, _ = fresh
-    text = command("openssl verify")
-    assert shell(folder, text).stdout == transcript("openssl verify")
+    text = pages.block(README, "openssl verify")
+    assert shell(folder, text).stdout == pages.transcript(README, "openssl verify")
     assert shell(folder, text.replace("sslserver", "sslclient")).returncode != 0
 
 
 def test_nginx_serves_with_the_same_files(fresh: tuple[Path, str]) -> None:
     folder, _ = fresh
     port = free_port()
-    (configuration,) = [text for kind, text in BLOCKS if kind == "nginx"]
+    configuration = pages.block(NGINX, "http {", "nginx")
     (folder / "nginx.conf").write_text(configuration.replace("8443", str(port)))
-    export = command("export SROS_PASSPHRASE")
-    with running(folder, f"{export}{command('nginx -e')}", port):
-        text = f"{export}{command('curl')}".replace("8443", str(port))
-        assert shell(folder, text).stdout == "hello\n"
+    with running(folder, pages.block(NGINX, "-c nginx.conf"), port):
+        text = pages.block(CURL, "curl --silent").replace("8443", str(port))
+        assert shell(folder, text, PHRASES).stdout == "hello\n"
         assert (folder / "passphrase").stat().st_mode & 0o777 == 0o600
         bare = re.sub(r" --cert \S+ --key \S+", "", text)
-        assert "No required SSL certificate was sent" in shell(folder, bare).stdout
+        assert "No required SSL certificate was sent" in shell(folder, bare, PHRASES).stdout
+
+
+def test_a_service_gets_a_ca_of_its_own_by_request(fresh: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "service"
+    shutil.copytree(fresh[0], folder, symlinks=True)
+    configuration = folder / "sros_config.yml"
+    text = configuration.read_text()
+    entry = pages.block(SERVICE, "service:", "yaml")
+    command = pages.block(SERVICE, "mkdir keys/service")
+    shown = pages.transcript(SERVICE, "mkdir keys/service")
+    assert shell(folder, command, PHRASES).returncode != 0  # without the entry
+    shutil.rmtree(folder / "keys/service")
+    configuration.write_text(text.replace("  nodes:\n", f"{entry}\n  nodes:\n", 1))
+    result = shell(folder, command, PHRASES)
+    assert tree(result.stdout) == tree(shown), result.stderr
+    verify = "openssl verify -x509_strict -CAfile keys/root/cert.pem keys/service/cert.pem"
+    assert shell(folder, verify).stdout == "keys/service/cert.pem: OK\n"
+    assert (folder / "service-key.pem").stat().st_mode & 0o077 == 0
 
 
 def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp_path: Path) -> None:
     needs("cfssl", "cfssljson")
     folder, port = tmp_path / "service", free_port()
     shutil.copytree(fresh[0], folder, symlinks=True)
-    export = command("export SROS_PASSPHRASE")
     service = subprocess.Popen(
-        ["bash", "-euc", f"{export}exec {command('cfssl serve').strip()} -port {port}"],
+        ["bash", "-euc", f"exec {pages.block(SERVICE, 'cfssl serve').strip()} -port {port}"],
         cwd=folder,
-        env=environment(),
+        env=environment(PHRASES),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -207,16 +251,16 @@ def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp
     server = Server("-k", "keys/server", cwd=folder)
     try:
         server.wait_for(lambda: answers(port))
-        text = command("cfssl sign").replace("localhost", f"localhost:{port}")
+        text = pages.block(SERVICE, "cfssl sign").replace("localhost", f"localhost:{port}")
         exchange = f"./simple_https_client.py --port {server.port} -k client3"
         result = shell(folder, text.replace("./simple_https_client.py -k client3", exchange))
-        assert result.stdout == transcript("cfssl sign"), result.stderr
-        revoked = shell(folder, f"{export}{command('--revoke client3')}")
-        assert plain(revoked.stdout) == plain(transcript("--revoke client3")), revoked.stderr
+        assert result.stdout == pages.transcript(SERVICE, "cfssl sign"), result.stderr
+        revoked = shell(folder, pages.block(SERVICE, "--revoke client3"), PHRASES)
+        assert plain(revoked.stdout) == plain(pages.transcript(SERVICE, "--revoke client3")), revoked.stderr
         server.process.send_signal(signal.SIGHUP)
         server.wait_for(lambda: "hello" not in shell(folder, exchange).stdout)
         assert "certificate revoked" in shell(folder, exchange).stderr
-        assert "hello" in shell(folder, f"{export}{exchange.replace('client3', 'keys/client')}").stdout
+        assert "hello" in shell(folder, exchange.replace("client3", "keys/client"), PHRASES).stdout
     finally:
         os.killpg(service.pid, signal.SIGKILL)
         service.wait(DEADLINE)
@@ -236,7 +280,7 @@ def plain(text: str) -> str:
 def test_a_story_goes_as_it_is_told(fresh: tuple[Path, str], tmp_path: Path, title: str) -> None:
     folder, end, port = tmp_path / "story", "--- end of a block\n", free_port()
     shutil.copytree(fresh[0], folder, symlinks=True)
-    told = re.findall(PAIR, SECTIONS[title], re.DOTALL | re.MULTILINE)
+    told = re.findall(PAIR, STORIES[title], re.DOTALL | re.MULTILINE)
     script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)
     script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {port} -k", script)
     result = shell(folder, f"exec 2>&1\n{script}")
@@ -246,7 +290,7 @@ def test_a_story_goes_as_it_is_told(fresh: tuple[Path, str], tmp_path: Path, tit
 
 @pytest.mark.parametrize("script", ["key_generation", "https_server", "https_client"])
 def test_the_command_lines_are_those_of_the_help(script: str) -> None:
-    (usage,) = re.findall(rf"^simple_{script}\.py +(\[.*)$", README, re.MULTILINE)
+    (usage,) = re.findall(rf"^simple_{script}\.py +(\[.*)$", SECTIONS["Command lines"], re.MULTILINE)
     printed = run(sys.executable, ROOT / f"simple_{script}.py", "--help").stdout
     for option, default in re.findall(r"(--?\w+)(?: ([\w./]+)\])?", usage):
         assert re.search(rf"(^|[\s\[]){option}\b", printed), option

@@ -1,6 +1,6 @@
 """What robots talk by, with a node's folder: DDS (ROS 2), MQTT, gRPC, and a database to log into.
 
-Each test pastes the blocks of the README or of a recipe's page, and shows an exchange beside its
+Each test pastes the blocks of a recipe's page, and shows an exchange beside its
 refusal.
 """
 
@@ -14,13 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pages
 import pytest
 from conftest import PHRASES, ROOT, configure, generate, openssl, run
 from cryptography import x509
@@ -92,8 +92,7 @@ def replace_list(source: Path, target: Path, log: Path, pid: int, says: str) -> 
 
 DDS_PAGE = (ROOT / "tests/recipes/ros2-dds.md").read_text()
 DDS_FILES = ROOT / "tests/recipes/ros2-dds"
-BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-DDS_BLOCKS = [(kind, textwrap.dedent(text)) for _, kind, text in BLOCK.findall(DDS_PAGE)]
+DDS_BLOCKS = pages.blocks(DDS_PAGE)
 # What each shell block of the page is known by, in the page's order.
 MAKE_KEYS = "cp tests/recipes"
 MAKE_ENCLAVES = "bash enclaves.sh"
@@ -103,6 +102,16 @@ LISTEN = "ENCLAVE=enclaves/listener"
 RENEW = "--renew\n"
 CHANGE_OVER = "--renew dds"
 DDS_COMMANDS = (MAKE_KEYS, MAKE_ENCLAVES, SETTINGS, TALK, LISTEN, RENEW, CHANGE_OVER)
+# What stands in the shell blocks of the other pages.
+GRPC_SERVER, GRPC_CLIENT = "grpc_server.py", "grpc_client.py"
+BROKER, PUBLISH, SUBSCRIBE = "mosquitto -c", "mosquitto_pub", "mosquitto_sub"
+QUERY = "psql"
+RECIPES = {
+    "Cyclone DDS": DDS_COMMANDS,
+    "gRPC": (GRPC_SERVER, GRPC_CLIENT),
+    "mosquitto": (BROKER, PUBLISH, SUBSCRIBE),
+    "PostgreSQL": (QUERY,),
+}
 # The page's table of who is refused: the participant, who reports it, and what that one prints.
 REFUSALS = re.findall(
     r"^\| (.+) \| ((?:either|the other) side|the participant) \| `(.*)` \|$",
@@ -740,7 +749,7 @@ def test_grpc_calls_are_between_nodes_and_refused_to_strangers(
             text = recipe("gRPC", marker, "python").replace("8443", str(port))
             (folder / f"grpc_{role}.py").write_text(text)
     own, strange = folders["own"], folders["strange"]
-    start, call = recipe("gRPC", "grpc_server.py", "sh"), recipe("gRPC", "grpc_client.py", "sh")
+    start, call = recipe("gRPC", GRPC_SERVER, "sh"), recipe("gRPC", GRPC_CLIENT, "sh")
     with running(own, start, port) as log:
         assert run_block(own, call) == "hello\n"
         caller = strange / "grpc_client.py"
@@ -765,7 +774,7 @@ def test_grpc_calls_are_between_nodes_and_refused_to_strangers(
 
 @pytest.fixture(scope="module")
 def fleets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The hierarchy with the README's nodes for MQTT, and the same by another CA, who trusts this one."""
+    """The hierarchy with the page's nodes for MQTT, and the same by another CA, who trusts this one."""
     folders = tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("strange")
     for folder in folders:
         prepare(folder)
@@ -780,11 +789,11 @@ def fleets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextmanager
 def broker(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
-    """The README's broker with a copy of its keys: where those are, what it prints, its process."""
+    """The page's broker with a copy of its keys: where those are, what it prints, its process."""
     with handed_over(keys / "keys/broker", "keys/broker", "mosquitto") as (folder, _):
         configuration = recipe("mosquitto", "require_certificate", "conf")
         (folder / "mosquitto.conf").write_text(configuration.replace("8443", str(port)))
-        command = f"echo $$ >pid; exec {recipe('mosquitto', 'mosquitto -c', 'sh')}"
+        command = f"echo $$ >pid; exec {recipe('mosquitto', BROKER, 'sh')}"
         with running(folder, command, port) as log:
             yield folder / "keys/broker", log, int((folder / "pid").read_text())
 
@@ -795,7 +804,7 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
 ) -> None:
     own, strange = fleets
     port = free_port()
-    publish, subscribe = (recipe("mosquitto", f"mosquitto_{verb}", "sh") for verb in ("pub", "sub"))
+    publish, subscribe = (recipe("mosquitto", verb, "sh") for verb in (PUBLISH, SUBSCRIBE))
     spoof = publish.replace("hola", "spoofed")
     bare = re.sub(r" --cert \S+ --key \S+", "", spoof)
     assert bare != spoof
@@ -828,7 +837,7 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
 
 @contextmanager
 def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
-    """The README's server in a cluster of its own: its copy of the keys, what it prints, its process."""
+    """The page's server in a cluster of its own: its copy of the keys, what it prints, its process."""
     needs("psql")
     installed = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     with handed_over(keys / "keys/server", "server", "postgres") as (folder, prefix):
@@ -867,7 +876,7 @@ def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
     made: Path, strangers: Path, tmp_path: Path
 ) -> None:
     port = free_port()
-    query = recipe("PostgreSQL", "psql", "sh")
+    query = recipe("PostgreSQL", QUERY, "sh")
     folders = {}
     for name, source in (("own", made), ("strange", strangers)):
         folders[name] = tmp_path / name
