@@ -185,6 +185,7 @@ class Outcome(NamedTuple):
     problems: tuple[Problem, ...] = ()
     error: Problem | None = None  # what ended it
     authority: Authority | None = None  # None: a node, or a CA that failed early
+    lists: tuple[RevocationList, ...] = ()  # of CAs that were left alone, for those below
     blocked_by: str | None = None  # the entry because of which nothing below can be made
 
 
@@ -277,18 +278,16 @@ def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome
     if issuer.blocked_by is None:
         return settle(run, entry, issuer.authority)
 
-    left_alone = Outcome("left alone", blocked_by=issuer.blocked_by)
     if not can_spread(run, entry, issuer.authority):
-        # A CA's own list takes nothing from above: revocations get through, whatever is wrong.
-        if entry.is_ca:
-            return left_alone._replace(problems=settle_list_alone(run, entry))
-        return left_alone
+        return leave_alone(run, entry, issuer)
     # The revocation lists must reach the entry all the same, in step (6). As a rule, its chain
     # then fails to verify, and the issuer's error line says why.
     outcome = settle(run, entry, issuer.authority)
     if outcome.blocked_by is None:
         return outcome
-    return left_alone._replace(problems=outcome.problems, authority=outcome.authority)
+    return outcome._replace(
+        state="left alone", line="", error=None, blocked_by=issuer.blocked_by
+    )
 
 
 def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
@@ -303,20 +302,50 @@ def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
     return is_on_disk and os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
 
 
-def settle_list_alone(run: Run, entry: Entry) -> tuple[Problem, ...]:
-    """Settle the list of a CA that is left alone, and return the problems."""
+def leave_alone(run: Run, entry: Entry, issuer: Outcome) -> Outcome:
+    """Leave an entry alone, but for revocation lists.
+
+    A CA's own list takes nothing from above. So revocations get through, whatever is wrong there.
+    """
     problems: list[Problem] = []
+    lists = list(issuer.lists)
     try:
         task = look_at_folder(run, entry)
-        certificate = task.folder.certificate
-        if certificate is not None:
-            check_ca(f"{task.folder.path}/cert.pem", certificate)
-            crl_pem = to_pem(settle_list(task, certificate, problems))
-            if crl_pem:
-                update_folder(task.folder.path, task.folder.file_names, {"crl.pem": crl_pem})
+        if entry.is_ca and task.folder.certificate is not None:
+            own_list = settle_list_alone(task, task.folder.certificate, problems)
+            if own_list is not None:
+                lists.append(own_list)
+        if not entry.is_ca and "crl.pem" in task.folder.file_names:
+            exchange_lists(task.folder, lists)
     except ENTRY_ERRORS as error:
         problems.append(problem_of(error, os.path.join(run.keys, entry.name)))
-    return tuple(problems)
+    return Outcome(
+        "left alone",
+        problems=tuple(problems),
+        lists=tuple(lists),
+        blocked_by=issuer.blocked_by,
+    )
+
+
+def settle_list_alone(
+    task: Task, ca: x509.Certificate, problems: list[Problem]
+) -> RevocationList | None:
+    """Settle and write the list of a CA that is left alone. Raises Fault, OSError."""
+    check_ca(f"{task.folder.path}/cert.pem", ca)
+    own_list = settle_list(task, ca, problems)
+    if own_list is not None:
+        files = {"crl.pem": to_pem(own_list)}
+        update_folder(task.folder.path, task.folder.file_names, files)
+    return own_list
+
+
+def exchange_lists(folder: Folder, lists: Sequence[RevocationList]) -> None:
+    """Put newer lists into a node's crl.pem, and leave the others as they are. Raises OSError."""
+    newer = {crl.issuer: crl for crl in lists}
+    there = read_lists(f"{folder.path}/crl.pem").lists
+    if there is not None:
+        exchanged = [newer.get(crl.issuer, crl) for crl in there]
+        update_folder(folder.path, folder.file_names, {"crl.pem": to_pem(*exchanged)})
 
 
 def look_at_folder(run: Run, entry: Entry) -> Task:
@@ -1161,11 +1190,11 @@ def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
     if task.entry.passphrase is not None and not is_encrypted:
         what = f"is not encrypted, though {where} has a cipher"
         command = f"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {path} -out new.pem"
-        yield Problem("warning", f"{path}: {what}: {command} && mv new.pem {path}")
+        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
     if task.entry.passphrase is None and is_encrypted:
         what = f"is encrypted, though {where} has no cipher"
         command = f"openssl pkey -in {path} -out new.pem"
-        yield Problem("warning", f"{path}: {what}: {command} && mv new.pem {path}")
+        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
 
 
 def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> None:
@@ -1701,11 +1730,14 @@ class Signer:
         path = self.path
         if b"OPENSSH" in pem and self.entry.key_type == "ed25519":
             folder = os.path.dirname(path)
-            return f"is in OpenSSH's own form for good: take a new key: rm -r {folder}"
+            return (
+                f"is in OpenSSH's form, as ed25519 keys stay: take a new one: rm -r {folder}"
+            )
         if b"OPENSSH" in pem:
             return f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {path}"
         if pem and b"-----BEGIN" not in pem:
-            return f"is not in PEM: openssl pkey -in {path} -out new.pem && mv new.pem {path}"
+            command = f"openssl pkey -in {path} -out new.pem"
+            return f"is not in PEM: {command}, and put new.pem in its place"
         if b"ENCRYPTED" in pem:
             variable = self.entry.passphrase
             return f"is damaged, or its pass phrase ({variable}) is wrong or not set"
@@ -2134,6 +2166,8 @@ def refuse_unknown(field: str, item: object) -> None:
     # Within a group, ~ may also remove a field that is not there.
     if item is None and group in GROUPS:
         return
+    if field in GROUPS and isinstance(item, list):
+        raise ValueError("is a list, not a mapping of fields to their values")
     if field in GROUPS:
         raise ValueError("must be a mapping of fields to their values")
 
@@ -2800,9 +2834,13 @@ def recorded(keys: str, entries: Sequence[Entry]) -> dict[str, list[str]]:
     paths: dict[str, list[str]] = {}
     for entry in entries:
         folder = os.path.join(keys, entry.name, "issued")
-        if not entry.is_ca or not os.path.lexists(folder):
+        if not entry.is_ca:
             continue
-        for file_name in sorted(os.listdir(folder)):
+        try:
+            file_names = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            continue
+        for file_name in file_names:
             name, _, _ = file_name.rpartition("-")
             # A root's own certificates can't be revoked by a list of its own.
             if file_name.endswith(".pem") and name != entry.name:

@@ -6,11 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import pytest
 from conftest import GENERATE, PHRASES, configure, openssl, run
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -191,6 +192,16 @@ def make_ca(folder: Path, name: str, *key: str) -> Path:
     extension = ("-addext", "keyUsage=critical,keyCertSign,cRLSign", "-days", "3000")
     openssl("req", "-x509", *(key or NEW_KEY), *files, "-subj", SUBJECT + name, *extension)
     return folder
+
+
+def seldom(cases: Collection[str], *slow: str) -> list[Any]:
+    """Return the cases of a test, of which some are run with the slow tests only."""
+    parameters = []
+    for case in cases:
+        marks = [pytest.mark.slow] if case in slow else []
+        parameters.append(pytest.param(case, marks=marks))
+    assert set(slow) <= set(cases)
+    return parameters
 
 
 def drop(folder: Path, *names: str) -> None:

@@ -38,6 +38,7 @@ PACKAGES = {  # by program
     "openssl": "openssl",
     "psql": "postgresql",
     "selfserv": "libnss3-tools",
+    "ssh-keygen": "openssh-client",
     "strace": "strace",
     "tstclnt": "libnss3-tools",
     "wget": "wget",
