@@ -305,7 +305,7 @@ def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
 def leave_alone(run: Run, entry: Entry, issuer: Outcome) -> Outcome:
     """Leave an entry alone, but for revocation lists.
 
-    A CA's own list takes nothing from above. So revocations get through, whatever is wrong there.
+    A CA's own list needs nothing from above: revocations get through, whatever is wrong there.
     """
     problems: list[Problem] = []
     lists = list(issuer.lists)
@@ -340,7 +340,7 @@ def settle_list_alone(
 
 
 def exchange_lists(folder: Folder, lists: Sequence[RevocationList]) -> None:
-    """Put newer lists into a node's crl.pem, and leave the others as they are. Raises OSError."""
+    """Put newer lists into a node's crl.pem, and leave the others alone. Raises OSError."""
     newer = {crl.issuer: crl for crl in lists}
     there = read_lists(f"{folder.path}/crl.pem").lists
     if there is not None:
@@ -387,13 +387,19 @@ def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
         state = verify_and_write(task, draft, own, problems)
     except ENTRY_ERRORS as error:
         problem = problem_of(error, os.path.join(run.keys, entry.name))
-        return Outcome("failed", "", tuple(problems), problem, own, entry.name)
+        return Outcome(
+            "failed",
+            problems=tuple(problems),
+            error=problem,
+            authority=own,
+            blocked_by=entry.name,
+        )
 
     blocked_by = None
     if state == "revoked":
         blocked_by = entry.name
     line = tree_line(task, draft, state, own)
-    return Outcome(state, line, tuple(problems), None, own, blocked_by)
+    return Outcome(state, line, tuple(problems), authority=own, blocked_by=blocked_by)
 
 
 def look(run: Run, entry: Entry, above: Authority | None) -> Task:
@@ -1190,11 +1196,11 @@ def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
     if task.entry.passphrase is not None and not is_encrypted:
         what = f"is not encrypted, though {where} has a cipher"
         command = f"openssl pkcs8 -topk8 -v2 aes-256-cbc -in {path} -out new.pem"
-        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
+        yield Problem("warning", f"{path}: {what}: {command} && mv new.pem {path}")
     if task.entry.passphrase is None and is_encrypted:
         what = f"is encrypted, though {where} has no cipher"
         command = f"openssl pkey -in {path} -out new.pem"
-        yield Problem("warning", f"{path}: {what}: {command}, and put new.pem in its place")
+        yield Problem("warning", f"{path}: {what}: {command} && mv new.pem {path}")
 
 
 def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> None:
@@ -1737,7 +1743,7 @@ class Signer:
             return f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {path}"
         if pem and b"-----BEGIN" not in pem:
             command = f"openssl pkey -in {path} -out new.pem"
-            return f"is not in PEM: {command}, and put new.pem in its place"
+            return f"is not in PEM: {command} && mv new.pem {path}"
         if b"ENCRYPTED" in pem:
             variable = self.entry.passphrase
             return f"is damaged, or its pass phrase ({variable}) is wrong or not set"

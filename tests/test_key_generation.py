@@ -908,8 +908,8 @@ def test_a_list_is_refreshed_in_the_last_third_of_its_life(tmp_path: Path) -> No
     before = tree(tmp_path)
     fine(later(tmp_path, "+15 days"))
     assert later(tmp_path, "+25 days", env=None).returncode == 0
-    lists = [f"keys/{name}/crl.pem: has expired" for name in ("root", "master")]
-    refused(later(tmp_path, "+40 days", env=None), *lists, "below root")
+    ended = [f"keys/{name}/crl.pem: has expired" for name in ("root", "master")]
+    refused(later(tmp_path, "+40 days", env=None), *ended, "below root")
     assert tree(tmp_path) == before
 
     fine(later(tmp_path, "+40 days"))
