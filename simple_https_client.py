@@ -33,7 +33,7 @@ from typing import Any, TextIO
 MAX_LINE = 65536  # bytes, with the newline
 TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 
-# What names ML-DSA-44, 65 and 87 in a certificate: an OID in DER (RFC 9881, section 2).
+# The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
@@ -184,7 +184,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
     """
     anchors = [anchor["subject"] for anchor in context.get_ca_certs()]
 
-    # Only a context can read certificates in the standard library.
+    # In the standard library, only an SSLContext parses certificates. It lists those of CAs.
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     reader.load_verify_locations(chain)
     fields = reader.get_ca_certs()
@@ -192,7 +192,8 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
 
     for certificate, encoding in zip(fields, encodings, strict=True):
         self_signed = certificate["subject"] == certificate["issuer"]
-        # A higher CA's certificate for an anchor (cross.pem) would lead past the anchor.
+        # A cross-certificate has an anchor's name. With it, a chain could go on to a higher CA,
+        # which is no anchor here, and fail.
         replaces_anchor = certificate["subject"] in anchors
         if not self_signed and not replaces_anchor:
             context.load_verify_locations(cadata=encoding)
@@ -200,7 +201,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
     """Add the revocation lists to a context, if the folder has any."""
-    # A link that leads nowhere raises an error here. It does not count as no lists.
+    # A link that leads nowhere is an error here, and not a folder without lists.
     if os.path.lexists(lists):
         context.load_verify_locations(lists)
         # Check the whole chain, because a CA may be revoked, too.

@@ -10,7 +10,7 @@ The script reads as a connection goes:
     listen          opens a socket for each address of the host
     accept_clients  accepts clients, and hands each one to a thread, which serves it:
     shake_hands     verifies the client, and proves to the client who the server is
-    answer_lines    answers one line after the other, until the client closes
+    answer_lines    answers line by line, until the client closes
     close_politely  closes so that the client can still read the last answer
 
 The words used throughout:
@@ -53,7 +53,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HTTP_REQUEST = re.compile(r"[A-Z]+ \S+ HTTP/1\.\d")
 HTTP_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
 
-# What names ML-DSA-44, 65 and 87 in a certificate: an OID in DER (RFC 9881, section 2).
+# The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
@@ -216,7 +216,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
     """
     anchors = [anchor["subject"] for anchor in context.get_ca_certs()]
 
-    # Only a context can read certificates in the standard library.
+    # In the standard library, only an SSLContext parses certificates. It lists those of CAs.
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     reader.load_verify_locations(chain)
     fields = reader.get_ca_certs()
@@ -224,7 +224,8 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
 
     for certificate, encoding in zip(fields, encodings, strict=True):
         self_signed = certificate["subject"] == certificate["issuer"]
-        # A higher CA's certificate for an anchor (cross.pem) would lead past the anchor.
+        # A cross-certificate has an anchor's name. With it, a chain could go on to a higher CA,
+        # which is no anchor here, and fail.
         replaces_anchor = certificate["subject"] in anchors
         if not self_signed and not replaces_anchor:
             context.load_verify_locations(cadata=encoding)
@@ -232,7 +233,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
     """Add the revocation lists to a context, if the folder has any."""
-    # A link that leads nowhere raises an error here. It does not count as no lists.
+    # A link that leads nowhere is an error here, and not a folder without lists.
     if os.path.lexists(lists):
         context.load_verify_locations(lists)
         # Check the whole chain, because a CA may be revoked, too.
@@ -313,12 +314,12 @@ class Crew:
         self.clients: SimpleQueue[tuple[socket.socket, Any]] = SimpleQueue()
         self.lock = Lock()  # guards the two numbers
         self.threads = 0
-        self.idle = 0
+        self.idle = 0  # threads that wait, less the clients that wait for one
         for _ in range(MIN_THREADS):
             self.start_thread()
 
     def start_thread(self) -> None:
-        """Let a new thread join. Raises RuntimeError if there are too many."""
+        """Add a thread. Raises RuntimeError if there are too many."""
         Thread(target=self.work, daemon=True).start()
         self.threads += 1
         self.idle += 1
@@ -383,7 +384,7 @@ def shake_hands(connection: ssl.SSLSocket) -> None:
     - the client has the private key of its certificate;
     - a chain leads from this certificate to an anchor;
     - the certificate is meant for clients (extendedKeyUsage: clientAuth);
-    - each certificate in the chain has a right signature, has begun and has not expired, and
+    - each certificate in the chain has a valid signature, is within its validity period, and
       keeps to the limits that the CAs above it set (such as pathlen and nameConstraints);
     - each CA in the chain has a list that has not expired, and no certificate is on it.
 
@@ -445,8 +446,8 @@ def close_politely(connection: ssl.SSLSocket) -> None:
     with suppress(OSError, ValueError):
         connection.unwrap()
 
-    # TLS ends here, TCP goes on: read until the client closes. To close while something is
-    # unread would reset the connection, and a reset can destroy what the client has not read.
+    # TLS ends here. From now on, recv returns what arrives by TCP: read until the client closes.
+    # Closing with unread data would reset the connection, and a reset can destroy an answer.
     connection.shutdown(socket.SHUT_WR)
     deadline = time.monotonic() + TIMEOUT
     while connection.recv(MAX_LINE) and time.monotonic() < deadline:

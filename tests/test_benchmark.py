@@ -53,8 +53,8 @@ def test_every_figure_has_a_peer_and_the_picture_is_well_formed(tmp_path: Path) 
     [
         (
             "simple_key_generation.py",
-            "cert_pem + issuer.intermediates_pem + issuer.cross_pem",
-            "cert_pem + issuer.cross_pem",
+            "fullchain = cert_pem + issuer.intermediates_pem",
+            "fullchain = cert_pem",
             "issuing",
         ),
         ("simple_key_generation.py", 'files["crl.pem"] = crl_pem', 'files["crl.pem"] = b""', "issuing"),
