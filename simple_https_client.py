@@ -184,7 +184,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
     """
     anchors = [anchor["subject"] for anchor in context.get_ca_certs()]
 
-    # In the standard library, only an SSLContext parses certificates. It lists those of CAs.
+    # In the standard library, only an SSLContext parses certificates. It lists only CAs.
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     reader.load_verify_locations(chain)
     fields = reader.get_ca_certs()

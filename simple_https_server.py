@@ -216,7 +216,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
     """
     anchors = [anchor["subject"] for anchor in context.get_ca_certs()]
 
-    # In the standard library, only an SSLContext parses certificates. It lists those of CAs.
+    # In the standard library, only an SSLContext parses certificates. It lists only CAs.
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     reader.load_verify_locations(chain)
     fields = reader.get_ca_certs()
@@ -446,8 +446,9 @@ def close_politely(connection: ssl.SSLSocket) -> None:
     with suppress(OSError, ValueError):
         connection.unwrap()
 
-    # TLS ends here. From now on, recv returns what arrives by TCP: read until the client closes.
-    # Closing with unread data would reset the connection, and a reset can destroy an answer.
+    # TLS ends here. From now on, recv returns what arrives by TCP: read until the client
+    # closes. Closing with unread data would reset the connection, and a reset can destroy an
+    # answer.
     connection.shutdown(socket.SHUT_WR)
     deadline = time.monotonic() + TIMEOUT
     while connection.recv(MAX_LINE) and time.monotonic() < deadline:
