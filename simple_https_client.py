@@ -184,7 +184,7 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
     """
     anchors = [anchor["subject"] for anchor in context.get_ca_certs()]
 
-    # In the standard library, only an SSLContext parses certificates. It lists only CAs.
+    # In the standard library, only a context parses certificates. It lists only CAs.
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     reader.load_verify_locations(chain)
     fields = reader.get_ca_certs()
@@ -192,8 +192,8 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
 
     for certificate, encoding in zip(fields, encodings, strict=True):
         self_signed = certificate["subject"] == certificate["issuer"]
-        # A cross-certificate has an anchor's name. With it, a chain could go on to a higher CA,
-        # which is no anchor here, and fail.
+        # A cross-certificate has an anchor's name. Through it, a chain would go on to a higher
+        # CA, which is no anchor here, and fail.
         replaces_anchor = certificate["subject"] in anchors
         if not self_signed and not replaces_anchor:
             context.load_verify_locations(cadata=encoding)
