@@ -50,6 +50,7 @@ from folders import (
 )
 from needs import needs
 
+pytestmark = pytest.mark.slow  # years pass in nearly all of them
 MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
 CAS, NODES = ["root", "master"], ["server", "client"]
 Keys = dict[str, Any]
