@@ -1634,16 +1634,17 @@ def locked(keys: str) -> Iterator[None]:
         os.close(lock)
 
 
-def clear_leftovers(keys: str) -> None:
-    """Remove what a killed run left: whatever was never renamed."""
+def clear_leftovers(keys: str) -> Iterator[Problem]:
+    """Remove what a killed run left, and was never renamed; yield what can't be removed."""
     for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):
         for part in Path(keys).glob(pattern):
-            # What can't be removed is an error when its own entry's turn comes.
-            with suppress(OSError):
+            try:
                 if part.is_dir() and not part.is_symlink():
                     shutil.rmtree(part)
                 else:
                     part.unlink()
+            except OSError as error:
+                yield problem_of(error, str(part))
 
 
 # --- 8. Keys and pass phrases ----------------------------------------------------------------
@@ -2799,7 +2800,8 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
                 phrases.get(entry.passphrase, new=True)
 
     with locked(keys):
-        clear_leftovers(keys)
+        for problem in clear_leftovers(keys):
+            report.problem(problem)
         new_keys = make_keys_ahead(keys, entries)
         run = Run(
             keys=keys,

@@ -42,7 +42,8 @@ PREFIX = f"{GENERATE.name}: "
 NOT_CONFIGURATION = [  # status 1: what the environment lacks, and what only OpenSSL can judge
     r"\w+: is no environment variable, and no terminal answers",
     r"\w+: a pass phrase must have 1 to 1023 bytes",
-    r"keys/\S+/cert\.pem: .+ \(.*\): (set the clock|--renew it, or mend its configuration)",
+    r"keys/\S+/cert\.pem: .+ \(.*\): --renew it, or (set the clock|mend its configuration)",
+    r"sros_config\.yml: keys\.\S+\.validity\.\w+: \S+ (has passed|is still to come): .+",
     r"keys: left alone: \d+ below \S+, which failed or is revoked",
 ]
 KEYS: dict[str, Callable[[], Any]] = {
@@ -831,7 +832,8 @@ def test_any_text_as_an_extension_is_refused_in_one_line_or_makes_what_verifies(
 def constrained(draw: Any) -> str:
     """Draw names, and the names that the CA above admits."""
     names = NAMES | st.sampled_from([("DNS:a.b", 0), ("IP:10.0.0.1", 0), ("email:x@a.b", 0), ("DNS:A.B", 0)])
-    alternative = ", ".join(draw(st.lists(names.map(lambda x: x[0]), min_size=1, max_size=3, unique=True)))
+    texts = names.map(lambda x: x[0])
+    alternative = ", ".join(draw(st.lists(texts, min_size=1, max_size=3, unique_by=str.lower)))
     subtree = SUBTREES.map(lambda x: x[0]) | st.sampled_from(["DNS:b", "DNS:.b", "DNS:a.b", "IP:10.0.0.0/8"])
     subtree |= st.sampled_from(["IP:::/0", "email:a.b", "email:x@a.b", "URI:.b", "IP:0.0.0.0/0"])
     limits = st.builds("{};{}".format, st.sampled_from(["permitted", "excluded"]), subtree)

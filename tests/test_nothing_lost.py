@@ -591,7 +591,9 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
         if call.kind in ("unlinkat", "rmdir"):
             cleared = {os.path.basename(path), os.path.dirname(path)}
         assert line in [f"{where}: {reason}" for where in {path} | cleared]
-        assert all("left alone" in other for other in others), others
+        # A leftover that can't be cleared is in its own entry's way, and stops no other one.
+        in_the_way = os.strerror(errno.EEXIST)
+        assert all("left alone" in other or other.endswith(in_the_way) for other in others), others
         require_next(hold, folder, case, before)
 
     each_in_a_copy(prepared(name), place, trace(name)[:-1:step], check)
