@@ -1639,12 +1639,17 @@ def clear_leftovers(keys: str) -> Iterator[Problem]:
     for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):
         for part in Path(keys).glob(pattern):
             try:
-                if part.is_dir() and not part.is_symlink():
-                    shutil.rmtree(part)
-                else:
-                    part.unlink()
+                remove(part)
             except OSError as error:
                 yield problem_of(error, str(part))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that it holds. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 # --- 8. Keys and pass phrases ----------------------------------------------------------------
