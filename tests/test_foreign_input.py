@@ -43,6 +43,7 @@ from folders import (
 )
 from needs import needs
 
+pytestmark = pytest.mark.slow  # what other programs make, they make slowly
 Keys = dict[str, Any]
 Entry = dict[str, Any]
 EC, RSA, ED = "ec:prime256v1", "rsa:2048", "ed25519"
