@@ -1641,7 +1641,8 @@ def clear_leftovers(keys: str) -> Iterator[Problem]:
             try:
                 remove(part)
             except OSError as error:
-                yield problem_of(error, str(part))
+                # Of what a folder holds, rmtree names the file without the folder.
+                yield Problem("error", f"{part}: {error.strerror}")
 
 
 def remove(path: Path) -> None:
