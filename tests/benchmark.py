@@ -67,7 +67,9 @@ class Measure:
 
     def medians(self) -> dict[str, float]:
         """What is shown, by program."""
-        return {program: statistics.median(figures) for program, figures in self.figures.items()}
+        return {
+            program: statistics.median(figures) for program, figures in self.figures.items()
+        }
 
 
 @dataclass
@@ -114,17 +116,25 @@ def check_keys(keys: Path, names: list[str], sample: int = 20) -> None:
         except crypto.X509StoreContextError as error:
             raise WrongResult(f"{keys / name}: {error}") from None
         common = found.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-        if (files["ca"], files["cert"], common[0].value) != (root, found.public_bytes(PEM), name):
+        if (files["ca"], files["cert"], common[0].value) != (
+            root,
+            found.public_bytes(PEM),
+            name,
+        ):
             raise WrongResult(f"{keys / name}: not its own, or not from our root")
         if number % max(1, len(names) // sample) == 0:
-            key = serialization.load_pem_private_key(files["key"], PHRASES["SROS_PASSPHRASE"].encode())
+            key = serialization.load_pem_private_key(
+                files["key"], PHRASES["SROS_PASSPHRASE"].encode()
+            )
             if key.public_key() != found.public_key():
                 raise WrongResult(f"{keys / name}: not its key")
 
 
 def per_node(cost: Cost, without: Cost, count: int) -> Cost:
     """What one node added to a run without any, in milliseconds."""
-    return Cost((cost.wall - without.wall) / count * 1000, (cost.cpu - without.cpu) / count * 1000, 0)
+    return Cost(
+        (cost.wall - without.wall) / count * 1000, (cost.cpu - without.cpu) / count * 1000, 0
+    )
 
 
 def bare_nodes(folder: Path, count: int) -> Cost:
@@ -142,7 +152,9 @@ def trustme_nodes(folder: Path, count: int) -> Cost:
     spend(folder, *decrypt.split())
     without = spend(folder, *here("with_trustme", folder, 0))
     cost = spend(folder, *here("with_trustme", folder, count))
-    check_with(folder / "keys/root/cert.pem", folder / "ca.pem", [*folder.glob("t*.crt")], count)
+    check_with(
+        folder / "keys/root/cert.pem", folder / "ca.pem", [*folder.glob("t*.crt")], count
+    )
     return per_node(cost, without, count)
 
 
@@ -166,18 +178,27 @@ def issuing(sizes: Sizes) -> list[Measure]:
             with workplace(0) as folder, workplace(count) as full:
                 none, begin = spend(folder, *command), spend(folder, *command)
                 start.add(f"{GENERATE}, 4 entries kept", begin.cpu * 1000)
-                imports = spend(folder, sys.executable, "-c", "import yaml; from OpenSSL import crypto")
+                imports = spend(
+                    folder, sys.executable, "-c", "import yaml; from OpenSSL import crypto"
+                )
                 start.add("python -c 'import yaml, OpenSSL.crypto'", imports.cpu * 1000)
                 cost = spend(full, *command)
                 add(f"{GENERATE}, {count:,} nodes", made := per_node(cost, none, count))
-                check_keys(full / "keys", ["server", "client", *(f"n{number}" for number in range(count))])
+                check_keys(
+                    full / "keys",
+                    ["server", "client", *(f"n{number}" for number in range(count))],
+                )
                 if count == large:
                     before = [path.read_bytes() for path in sorted(full.glob("keys/*/*.pem"))]
                     kept, asked = spend(full, *command), spend(full, *command, env={})
-                    if before != [path.read_bytes() for path in sorted(full.glob("keys/*/*.pem"))]:
+                    if before != [
+                        path.read_bytes() for path in sorted(full.glob("keys/*/*.pem"))
+                    ]:
                         raise WrongResult("what was to be kept has changed")
                     again.add(f"{GENERATE}, {count:,} kept", per_node(kept, begin, count).cpu)
-                    again.add("the same without pass phrases", per_node(asked, begin, count).cpu)
+                    again.add(
+                        "the same without pass phrases", per_node(asked, begin, count).cpu
+                    )
                     again.add("made", made.cpu)
                     peak.add(f"{GENERATE}, {count:,} nodes made", cost.peak)
                     peak.add(f"{count:,} nodes kept", kept.peak)
@@ -186,7 +207,9 @@ def issuing(sizes: Sizes) -> list[Measure]:
             spend(folder, *command)
             add(LOOP, bare_nodes(folder, middle))
             add("trustme (plain keys)", trustme_nodes(folder, small))
-            for peer in [peer for peer in PROGRAMS if "minica" not in peer]:  # Debian's makes RSA keys only
+            for peer in [
+                peer for peer in PROGRAMS if "minica" not in peer
+            ]:  # Debian's makes RSA keys only
                 if several := make_with(peer, folder, sizes.few):
                     add(peer, per_node(several, Cost(0, 0, 0), sizes.few))
         with workplace(0, memory=False) as folder, workplace(middle, memory=False) as full:
@@ -209,7 +232,9 @@ def rsa(sizes: Sizes) -> list[Measure]:
                 ("1 core", ["taskset", "-c", "0"]),
             ):
                 with workplace(nodes, f"rsa:{bits}") as folder:
-                    cost = spend(folder, *prefix, sys.executable, sizes.scripts / GENERATE, "-q")
+                    cost = spend(
+                        folder, *prefix, sys.executable, sizes.scripts / GENERATE, "-q"
+                    )
                     check_keys(folder / "keys", [f"n{number}" for number in range(nodes)])
                     wall.add(label, cost.wall)
                     if bits == 2048 and not prefix:
@@ -236,7 +261,9 @@ def serving(sizes: Sizes, *names: str) -> Iterator[tuple[Path, list[Server]]]:
 def client_context(keys: Path) -> ssl.SSLContext:
     """A client's settings, which verify the server."""
     context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
-    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
+    context.load_cert_chain(
+        keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
+    )
     return context
 
 
@@ -293,15 +320,25 @@ def exchanging(sizes: Sizes) -> list[Measure]:
     latencies = {}
     for nodelay, client in ((True, ""), (False, ", client without TCP_NODELAY")):
         median = Measure(f"One exchange at rest, median{client}", "ms")
-        latencies[nodelay] = median, Measure(f"One exchange at rest, 99th percentile{client}", "ms")
+        latencies[nodelay] = (
+            median,
+            Measure(f"One exchange at rest, 99th percentile{client}", "ms"),
+        )
     names = (SERVE, "nginx", "openssl s_server", ASYNCIO, BARE)
     with ProcessPoolExecutor(LOADERS) as pool, serving(sizes, *names) as (keys, servers):
         list(pool.map(time.sleep, [0.1] * LOADERS))  # all processes are there
         context = client_context(keys)
         for _ in range(sizes.rounds):
             for server in servers:
-                before, begin, share = server.cpu(), time.perf_counter(), sizes.exchanges // LOADERS
-                calls = [pool.submit(load, server.port, keys, server.answer, share) for _ in range(LOADERS)]
+                before, begin, share = (
+                    server.cpu(),
+                    time.perf_counter(),
+                    sizes.exchanges // LOADERS,
+                )
+                calls = [
+                    pool.submit(load, server.port, keys, server.answer, share)
+                    for _ in range(LOADERS)
+                ]
                 for each in calls:
                     each.result()
                 wall = time.perf_counter() - begin
@@ -310,10 +347,13 @@ def exchanging(sizes: Sizes) -> list[Measure]:
                 rate.add(server.name, share * LOADERS / wall)
                 for nodelay, (median, last) in latencies.items():
                     times = [
-                        exchange(server.port, context, server.answer, nodelay) for _ in range(sizes.calls)
+                        exchange(server.port, context, server.answer, nodelay)
+                        for _ in range(sizes.calls)
                     ]
                     median.add(server.name, statistics.median(times))
-                    last.add(server.name, statistics.quantiles(times, n=100, method="inclusive")[98])
+                    last.add(
+                        server.name, statistics.quantiles(times, n=100, method="inclusive")[98]
+                    )
         check_log(servers)
     return [cpu, rate, *latencies[True], *latencies[False]]
 
@@ -370,7 +410,10 @@ def idling(sizes: Sizes) -> list[Measure]:
                             connection.sendall(HOLA)
                             read_answer(connection, HELLO)
                     memory.add(name, (server.memory() - before) / sizes.idle)
-                    times = [exchange(server.port, context, server.answer) for _ in range(sizes.calls // 2)]
+                    times = [
+                        exchange(server.port, context, server.answer)
+                        for _ in range(sizes.calls // 2)
+                    ]
                     latency.add(name, statistics.median(times))
     return [memory, latency]
 
@@ -388,7 +431,9 @@ def table(measures: list[Measure]) -> str:
         first = next(iter(medians.values()))
         for number, (program, figure) in enumerate(medians.items()):
             title = "" if number else measure.title
-            lines.append(f"| {title} | {program} | {shown(figure)} {measure.unit} | {figure / first:.2f} |")
+            lines.append(
+                f"| {title} | {program} | {shown(figure)} {measure.unit} | {figure / first:.2f} |"
+            )
     return "\n".join(lines)
 
 
@@ -403,13 +448,17 @@ def picture(measures: list[Measure]) -> str:
         )
         for number, (program, figure) in enumerate(medians.items()):
             width, kind = 360 * figure / max(medians.values()), "peer" if number else "script"
-            body.append(f'<text x="295" y="{height + 18}" text-anchor="end">{escape(program)}</text>')
-            body.append(f'<rect class="{kind}" x="305" y="{height + 7}" width="{width:.1f}" height="13"/>')
-            body.append(f'<text x="{310 + width:.1f}" y="{height + 18}">{shown(figure)}</text>')
+            body.append(
+                f'<text x="295" y="{height + 18}" text-anchor="end">{escape(program)}</text>'
+            )
+            body.append(
+                f'<rect class="{kind}" x="305" y="{height + 7}" width="{width:.1f}" height="13"/>'
+            )
+            body.append(
+                f'<text x="{310 + width:.1f}" y="{height + 18}">{shown(figure)}</text>'
+            )
             height += 18
-    style = (
-        "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}.script{fill:#c0392b}.peer{fill:#8aa}"
-    )
+    style = "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}.script{fill:#c0392b}.peer{fill:#8aa}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="740" height="{height + 15}">\n'
         f"<style>{style}</style>\n"
@@ -436,10 +485,16 @@ PARTS: dict[str, Callable[[Sizes], list[Measure]]] = {
 def main() -> int:
     """Measure what is asked for; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("parts", metavar="PART", nargs="*", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="one round of little: that it works, no figures")
+    parser.add_argument(
+        "parts", metavar="PART", nargs="*", help=f"of {', '.join(PARTS)} (default: all)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of little: that it works, no figures"
+    )
     parser.add_argument("--svg", metavar="FILE", type=Path, help="draw what was measured")
-    parser.add_argument("--scripts", default=ROOT, type=Path, help="the folder of the scripts (%(default)s)")
+    parser.add_argument(
+        "--scripts", default=ROOT, type=Path, help="the folder of the scripts (%(default)s)"
+    )
     options = parser.parse_args()
     if unknown := {*options.parts} - {*PARTS}:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")

@@ -164,7 +164,9 @@ def plain(made_plain: Path, tmp_path: Path) -> Path:
 class Server:
     """A running simple_https_server.py: its port, and what it printed."""
 
-    def __init__(self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = PHRASES) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = PHRASES
+    ) -> None:
         self.out = cwd / f"out-{time.monotonic_ns()}"
         self.err = self.out.with_name(self.out.name.replace("out", "err"))
         command = [sys.executable, str(SERVER), "--port", "0", *arguments]
@@ -237,7 +239,9 @@ def client(
 def connect(port: int, keys: Path) -> ssl.SSLSocket:
     """Connect as a client of Python's own, which the test can keep, cut or make speak."""
     context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
-    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
+    context.load_cert_chain(
+        keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
+    )
     raw = socket.create_connection(("127.0.0.1", port), DEADLINE)
     return context.wrap_socket(raw, server_hostname="localhost")
 
@@ -257,7 +261,10 @@ class Terminal:
     """A process in a pseudo-terminal, to type at."""
 
     def __init__(
-        self, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        *command: str | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.seen = ""
         self.fd, self.slave = pty.openpty()

@@ -91,7 +91,9 @@ def faults(result: Result, *texts: str) -> list[str]:
     """Require status 1 and one error line for each text, which it contains; warnings may stand beside."""
     lines = result.stderr.splitlines()
     wrong = [line for line in lines if line.startswith(f"{GENERATE.name}: error: ")]
-    assert all(line.startswith(f"{GENERATE.name}: warning: ") for line in lines if line not in wrong)
+    assert all(
+        line.startswith(f"{GENERATE.name}: warning: ") for line in lines if line not in wrong
+    )
     assert (result.returncode, len(wrong)) == (1, len(texts)), result.stderr
     assert all(text in line for text, line in zip(texts, wrong, strict=True)), result.stderr
     return wrong
@@ -137,7 +139,9 @@ def add_client2(folder: Path) -> None:
     edit(folder, lambda keys: keys["nodes"].update(client2=keys["nodes"]["client"]))
 
 
-def later(folder: Path, when: str, *arguments: str, env: dict[str, str] | None = PHRASES) -> Result:
+def later(
+    folder: Path, when: str, *arguments: str, env: dict[str, str] | None = PHRASES
+) -> Result:
     """Run the script in a folder at another time, such as +2 days."""
     return run("faketime", when, sys.executable, GENERATE, *arguments, cwd=folder, env=env)
 
@@ -170,7 +174,9 @@ def make_list(ca: Path, phrase: str, number: int, *revoked: Path) -> bytes:
         .last_update(now - timedelta(hours=1))
         .next_update(now + timedelta(days=1000))
         .add_extension(x509.CRLNumber(number), False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False
+        )
     )
     for path in revoked:
         entry = x509.RevokedCertificateBuilder(certificate(path).serial_number, now)
@@ -178,7 +184,9 @@ def make_list(ca: Path, phrase: str, number: int, *revoked: Path) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def sign(request: Path, ca: Path, phrase: str, extensions: str, out: Path, digest: str = "sha256") -> None:
+def sign(
+    request: Path, ca: Path, phrase: str, extensions: str, out: Path, digest: str = "sha256"
+) -> None:
     """Sign a request elsewhere: with a CA's folder, by openssl."""
     pair = ("-CA", ca / "cert.pem", "-CAkey", ca / "key.pem", "-passin", f"pass:{phrase}")
     how = ("-days", "300", "-extfile", "/dev/stdin", f"-{digest}", "-out", out)

@@ -54,7 +54,9 @@ def skip(reason: str) -> NoReturn:
 
 def needs(*programs: str) -> None:
     """Skip the test that runs unless these programs are here. Others than those above always are."""
-    missing = [name for name in programs if name in PACKAGES and not shutil.which(name, path=PATH)]
+    missing = [
+        name for name in programs if name in PACKAGES and not shutil.which(name, path=PATH)
+    ]
     if missing:
         packages = sorted({PACKAGES[name] for name in missing})
         skip(f"without {', '.join(missing)}: apt-get install {' '.join(packages)}")

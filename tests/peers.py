@@ -69,7 +69,9 @@ def spend(folder: Path, *command: str | Path, env: dict[str, str] | None = None)
         check=False,
     )
     if result.returncode:
-        raise WrongResult(f"{Path(command[0]).name}: {result.stderr.strip() or result.returncode}")
+        raise WrongResult(
+            f"{Path(command[0]).name}: {result.stderr.strip() or result.returncode}"
+        )
     return Cost(*json.loads(result.stdout))
 
 
@@ -92,7 +94,10 @@ def bare_loop(keys: str, count: str) -> None:
     """The floor: the same calls of the library and the same six files for each node, and no more."""
     root, ca = ((Path(keys, name, "cert.pem")).read_bytes() for name in ("root", "master"))
     crl = Path(keys, "client/crl.pem").read_bytes()
-    data, phrase = Path(keys, "master/key.pem").read_bytes(), PHRASES["SROS_PASSPHRASE"].encode()
+    data, phrase = (
+        Path(keys, "master/key.pem").read_bytes(),
+        PHRASES["SROS_PASSPHRASE"].encode(),
+    )
     signer: Any = serialization.load_pem_private_key(data, phrase)
     model = x509.load_pem_x509_certificate(Path(keys, "client/cert.pem").read_bytes())
     extensions = [*model.extensions]
@@ -117,7 +122,9 @@ def bare_loop(keys: str, count: str) -> None:
             builder = builder.add_extension(value, each.critical)
         certificate = builder.sign(signer, hashes.SHA256())
         cert = certificate.public_bytes(PEM)
-        Path(keys, "master/issued", f"{name}-{certificate.serial_number:X}.pem").write_bytes(cert)
+        Path(keys, "master/issued", f"{name}-{certificate.serial_number:X}.pem").write_bytes(
+            cert
+        )
         Path(keys, name).mkdir(0o700)
         files = {"key": secret, "cert": cert, "fullchain": cert + ca, "ca": root, "crl": crl}
         for file, content in files.items():
@@ -126,7 +133,9 @@ def bare_loop(keys: str, count: str) -> None:
 
 def with_trustme(folder: str, count: str) -> None:
     """Make nodes with trustme, which encrypts no keys, under our CA."""
-    ca = trustme.CA.from_pem(Path(folder, "ca.pem").read_bytes(), Path(folder, "ca.key").read_bytes())
+    ca = trustme.CA.from_pem(
+        Path(folder, "ca.pem").read_bytes(), Path(folder, "ca.key").read_bytes()
+    )
     for number in range(int(count)):
         made = ca.issue_cert(f"n{number}.example", common_name=f"n{number}")
         made.cert_chain_pems[0].write_to_path(Path(folder, f"t{number}.crt"))
@@ -158,7 +167,11 @@ PROGRAMS = {  # of each peer: the programs that it takes, what makes its CA, wha
         "cp ca.pem rootCA.pem && cp ca.key rootCA-key.pem",
         "mkcert -client -ecdsa -cert-file $1.crt -key-file $1.key $1.example",
     ),
-    "minica (plain keys)": (["minica"], "minica ca && cp cacert.crt own.pem && rm ca.crt", "minica $1"),
+    "minica (plain keys)": (
+        ["minica"],
+        "minica ca && cp cacert.crt own.pem && rm ca.crt",
+        "minica $1",
+    ),
 }
 
 
@@ -170,7 +183,9 @@ def make_with(peer: str, folder: Path, count: int) -> Cost | None:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place, keys = Path(name), folder / "keys"
         shutil.copy(keys / "master/cert.pem", place / "ca.pem")
-        plain = "openssl pkey -in ../keys/master/key.pem -passin env:SROS_PASSPHRASE -out ca.key"
+        plain = (
+            "openssl pkey -in ../keys/master/key.pem -passin env:SROS_PASSPHRASE -out ca.key"
+        )
         usage = "keyUsage=critical,digitalSignature\nextendedKeyUsage=clientAuth\n"
         (place / "openssl.ext").write_text(f"basicConstraints=critical,CA:FALSE\n{usage}")
         profile = {"expiry": "8760h", "usages": ["digital signature", "client auth"]}
@@ -184,7 +199,9 @@ def make_with(peer: str, folder: Path, count: int) -> Cost | None:
         loop = f"make() {{ {node}; }}; for i in $(seq {count}); do make n$i; done"
         cost = spend(place, "bash", "-eo", "pipefail", "-c", loop, env=env)
         made, own = [*place.glob("n*.crt")], place / "own.pem"
-        check_with(own if own.exists() else keys / "root/cert.pem", place / "ca.pem", made, count)
+        check_with(
+            own if own.exists() else keys / "root/cert.pem", place / "ca.pem", made, count
+        )
     return cost
 
 
@@ -192,7 +209,16 @@ def check_with(anchor: Path, between: Path, certificates: list[Path], count: int
     """Have `openssl verify` look at certificates that other programs made."""
     if len(certificates) != count:
         raise WrongResult(f"{len(certificates)} certificates instead of {count}")
-    spend(anchor.parent, "openssl", "verify", "-CAfile", anchor, "-untrusted", between, *certificates)
+    spend(
+        anchor.parent,
+        "openssl",
+        "verify",
+        "-CAfile",
+        anchor,
+        "-untrusted",
+        between,
+        *certificates,
+    )
 
 
 def server_context(script: str, keys: str) -> ssl.SSLContext:
@@ -269,7 +295,14 @@ class Server:
         self.name, self.port, self.http = name, *ports
         self.answer = b"aloh\n" if name == "openssl s_server" else HELLO
         commands: dict[str, list[str]] = {
-            SERVE: [sys.executable, str(scripts / SERVE), "--host", "127.0.0.1", "--port", str(self.port)],
+            SERVE: [
+                sys.executable,
+                str(scripts / SERVE),
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+            ],
             "nginx": ["nginx", "-p", str(folder), "-c", "nginx.conf"],
             "openssl s_server": ["sh", "-c", S_SERVER.replace("PORT", str(self.port))],
             ASYNCIO: here("serve_asyncio", self.port, scripts / SERVE, "keys/server"),
@@ -302,7 +335,9 @@ class Server:
 
     def cpu(self) -> float:
         """Seconds of CPU until now, of threads that have ended, too: clock_getcpuclockid(3)."""
-        return sum(time.clock_gettime((~int(process) << 3) | 2) for process in self.processes())
+        return sum(
+            time.clock_gettime((~int(process) << 3) | 2) for process in self.processes()
+        )
 
     def memory(self) -> float:
         """KiB in memory."""

@@ -34,7 +34,9 @@ class Program:
 
 def row(name: str) -> tuple[str, list[str]]:
     """Return the page that a program's row links, and the other cells of the row."""
-    found = re.findall(rf"^\| \[{re.escape(name)}\]\((.+?)\) \|(.*)\|$", pages.PAGES[pages.README], re.M)
+    found = re.findall(
+        rf"^\| \[{re.escape(name)}\]\((.+?)\) \|(.*)\|$", pages.PAGES[pages.README], re.M
+    )
     assert len(found) == 1, f"one row of the README's table must be that of {name}"
     page, cells = found[0]
     return page, [cell.strip() for cell in cells.split("|")]
@@ -46,9 +48,13 @@ def check_row(program: Program) -> None:
     With an older one, the test is skipped: what the row says was not tried with it.
     """
     page, (shown, client, server, key) = row(program.name)
-    tested = " ".join(pages.PAGES[page].partition("Tested with ")[2].partition("\n\n")[0].split())
+    tested = " ".join(
+        pages.PAGES[page].partition("Tested with ")[2].partition("\n\n")[0].split()
+    )
     version = re.search(r"\d+(\.\d+)+", tested)
-    assert version is not None and shown.startswith(version[0]), f"{page}: tested with {tested}"
+    assert version is not None and shown.startswith(version[0]), (
+        f"{page}: tested with {tested}"
+    )
     assert program.library in tested
     yes = {True: "yes", False: ""}
     assert (client, server) == (yes[program.client], yes[program.server])
@@ -67,7 +73,9 @@ def check_row(program: Program) -> None:
 def recipe(name: str, marker: str = "", kind: str = r"\w+") -> str:
     """The first block of a program's page, of some kind, that a marker stands in."""
     page, _ = row(name)
-    found = [text for each, text in pages.blocks(pages.PAGES[page]) if re.fullmatch(kind, each)]
+    found = [
+        text for each, text in pages.blocks(pages.PAGES[page]) if re.fullmatch(kind, each)
+    ]
     return next(text for text in found if marker in text)
 
 

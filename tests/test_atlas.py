@@ -100,15 +100,22 @@ class Identity(NamedTuple):
 
     def files(self) -> dict[str, bytes]:
         """Return the two files of it."""
-        key = self.key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return {"key.pem": key, "fullchain.pem": b"".join(each.public_bytes(PEM) for each in self.chain)}
+        key = self.key.private_bytes(
+            PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return {
+            "key.pem": key,
+            "fullchain.pem": b"".join(each.public_bytes(PEM) for each in self.chain),
+        }
 
 
 def identity(folder: Path) -> Identity:
     """Read an identity that the script made."""
     key = serialization.load_pem_private_key((folder / "key.pem").read_bytes(), None)
     assert isinstance(key, Key)
-    return Identity(key, x509.load_pem_x509_certificates((folder / "fullchain.pem").read_bytes()))
+    return Identity(
+        key, x509.load_pem_x509_certificates((folder / "fullchain.pem").read_bytes())
+    )
 
 
 def names(*dns: str) -> Extension:
@@ -119,7 +126,14 @@ def names(*dns: str) -> Extension:
 def usage(*used: str) -> Extension:
     """Return a keyUsage."""
     others = ["content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
-    every = [*others, "digital_signature", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
+    every = [
+        *others,
+        "digital_signature",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    ]
     return x509.KeyUsage(**{each: each in used for each in every}), True
 
 
@@ -133,7 +147,9 @@ LEAF: dict[str, Extension | None] = {
     "constraints": (x509.BasicConstraints(False, None), True),
     "usage": usage("digital_signature"),
     "purpose": (
-        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+        x509.ExtendedKeyUsage(
+            [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        ),
         False,
     ),
     "names": names("localhost"),
@@ -158,24 +174,35 @@ def issue(
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     above = by or Identity(key, [])
     own: Extension = (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-    issuer: Extension = (x509.AuthorityKeyIdentifier.from_issuer_public_key(above.key.public_key()), False)
+    issuer: Extension = (
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(above.key.public_key()),
+        False,
+    )
     now = datetime.now(timezone.utc)
     builder = (
-        x509.CertificateBuilder(by.chain[0].subject if by else subject, subject, key.public_key())
+        x509.CertificateBuilder(
+            by.chain[0].subject if by else subject, subject, key.public_key()
+        )
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=99))
         .not_valid_after(now + timedelta(days=ends))
     )
-    for value, critical in filter(None, {**profile, "own": own, "issuer": issuer, **changes}.values()):
+    for value, critical in filter(
+        None, {**profile, "own": own, "issuer": issuer, **changes}.values()
+    ):
         builder = builder.add_extension(value, critical)
     made = builder.sign(above.key, hashes.SHA256())
     if digest != "sha256":
         made = sign_again(made, key, above, digest)
     # What the verifiers trust is not sent.
-    return Identity(key, [made, *(each for each in above.chain if each.issuer != each.subject)])
+    return Identity(
+        key, [made, *(each for each in above.chain if each.issuer != each.subject)]
+    )
 
 
-def sign_again(made: x509.Certificate, key: Key, by: Identity, digest: str) -> x509.Certificate:
+def sign_again(
+    made: x509.Certificate, key: Key, by: Identity, digest: str
+) -> x509.Certificate:
     """Return the same certificate signed with another digest, by openssl: cryptography has given it up."""
     request = x509.CertificateSigningRequestBuilder(made.subject)
     for each in made.extensions:
@@ -214,7 +241,9 @@ def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identi
     legacy, narrow, barred = (identity(keys / name) for name in ("legacy", "narrow", "barred"))
     foreign, their_root = identity(other / "talker"), identity(other / "root").chain
     small, large = (rsa.generate_private_key(65537, bits) for bits in (1024, 2048))
-    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.1"), b"\x05\x00")
+    unknown = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.3.6.1.4.1.32473.1"), b"\x05\x00"
+    )
     cas = {
         "sister": issue(root, "sister", CA),
         "brief": issue(root, "brief", CA, ends=-1),
@@ -223,13 +252,19 @@ def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identi
         "sha1": issue(root, "sha1", CA, digest="sha1"),
         "lax": issue(root, "lax", CA, constraints=(x509.BasicConstraints(True, 0), False)),
         "useless": issue(
-            root, "useless", CA, usage=None, constraints=(x509.BasicConstraints(True, None), True)
+            root,
+            "useless",
+            CA,
+            usage=None,
+            constraints=(x509.BasicConstraints(True, None), True),
         ),
     }
     visitors = {
         "other-right": foreign._replace(chain=[foreign.chain[0], *master.chain]),
         "other-root": foreign._replace(chain=[*foreign.chain, *their_root]),
-        "forged": issue(master._replace(key=foreign.key), issuer=key_identifier(master.chain[0])),
+        "forged": issue(
+            master._replace(key=foreign.key), issuer=key_identifier(master.chain[0])
+        ),
         "tampered": tampered(issue(master)),
         "by-master": issue(master),
         "self-signed": issue(None),
@@ -283,7 +318,9 @@ def make_stock(folder: Path) -> Stock:
     assert revoked.returncode == 0, revoked.stderr
     now, old = lists(keys / "server/crl.pem"), lists(keys / "old/crl.pem")
     visitors, cas = hand_made(keys, other)
-    rest = [(keys / name / "crl.pem").read_bytes() for name in LISTED] + [empty_list(ca) for ca in cas]
+    rest = [(keys / name / "crl.pem").read_bytes() for name in LISTED] + [
+        empty_list(ca) for ca in cas
+    ]
     strange = (keys / "stranger/crl.pem").read_bytes()
     known = {
         "now": now,
@@ -299,7 +336,11 @@ def make_stock(folder: Path) -> Stock:
             shutil.copytree(keys / side, stock.verifiers / f"{side}-{name}")
             text = own + b"".join(rest) + strange * (name == "strange")
             (stock.verifiers / f"{side}-{name}/crl.pem").write_bytes(text)
-    made = {path.name: identity(path) for path in keys.iterdir() if path.name not in ("server", "client")}
+    made = {
+        path.name: identity(path)
+        for path in keys.iterdir()
+        if path.name not in ("server", "client")
+    }
     made |= {"other": identity(other / "talker"), **visitors}
     for name, each in made.items():
         place = stock.visitors / name
@@ -347,7 +388,11 @@ class Seen(NamedTuple):
 def alert(words: str) -> str:
     """Return an alert's name, without the protocol that OpenSSL's versions put before it."""
     match = re.search(r"alert ([a-z ]+)", words)
-    return match[1].strip() if match else "none: " + re.sub(r"\[[^]]*\] | ?\(_ssl\.c:\d+\)", "", words)
+    return (
+        match[1].strip()
+        if match
+        else "none: " + re.sub(r"\[[^]]*\] | ?\(_ssl\.c:\d+\)", "", words)
+    )
 
 
 class Peer(NamedTuple):
@@ -455,8 +500,12 @@ class Visit(NamedTuple):
     keys: str | None  # None: without a certificate
     lists: str = "now"  # that the verifier has
     host: str = "localhost"  # that a server is called by
-    machine: str = ""  # the verifier's: store has the other CA as the system's, weak admits weak keys
-    speaks: str = "script"  # or a version: a Peer's newest one, or the only one of an Old, as bytes
+    machine: str = (
+        ""  # the verifier's: store has the other CA as the system's, weak admits weak keys
+    )
+    speaks: str = (
+        "script"  # or a version: a Peer's newest one, or the only one of an Old, as bytes
+    )
 
 
 class Intruder(NamedTuple):
@@ -483,7 +532,10 @@ DIGEST = "a signature with MD5 or SHA-1"
 VERSION = "TLS 1.2, 1.1 or 1.0"
 INSIST = "TLS 1.2, 1.1, 1.0 or SSL 3.0, whatever the client offers"
 UNLISTED = "an intermediate CA whose list is not in `crl.pem`"
-NO_ISSUER, NO_LIST = "…: unable to get local issuer certificate", "…: unable to get certificate CRL"
+NO_ISSUER, NO_LIST = (
+    "…: unable to get local issuer certificate",
+    "…: unable to get certificate CRL",
+)
 WEAK = "…: CA signature digest algorithm too weak"
 MISMATCH = "…: {} mismatch, certificate is not valid for '{}'."
 ARM = "arm.robots.example"
@@ -617,7 +669,9 @@ def words(stderr: str, script: Path) -> str:
     match = re.fullmatch(rf"{script.name}: error: .*?port \d+: (.*)\n", stderr)
     assert match, stderr
     # OpenSSL 3.6 adds the second half.
-    said = match[1].replace("is not yet valid or the system clock is incorrect", "is not yet valid")
+    said = match[1].replace(
+        "is not yet valid or the system clock is incorrect", "is not yet valid"
+    )
     return re.sub("^certificate verify failed: ", "…: ", said)
 
 
@@ -645,7 +699,9 @@ class Doors:
             },
             "weak": {"OPENSSL_CONF": self.folder / "weak.cnf"},
         }.get(visit.machine, {})
-        resolver = {"PYTHONPATH": self.folder / "names"} if visit.host.endswith("example") else {}
+        resolver = (
+            {"PYTHONPATH": self.folder / "names"} if visit.host.endswith("example") else {}
+        )
         return {**PHRASES, **{name: str(path) for name, path in {**extra, **resolver}.items()}}
 
     def start(self, folder: Path, *arguments: str, env: Mapping[str, str] = PHRASES) -> Server:
@@ -714,11 +770,16 @@ class Doors:
             if result.returncode == 0:
                 assert server.printed(out + SERVED)
             else:
-                server.wait_for(lambda: bool(re.search("error: .*\n", server.err.read_text()[len(err) :])))
+                server.wait_for(
+                    lambda: bool(re.search("error: .*\n", server.err.read_text()[len(err) :]))
+                )
                 assert server.out.read_text() == out == ""
                 saw = seen(server.err.read_text()[len(err) :], SERVER)
         else:
-            with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+            with (
+                socket.create_server(("127.0.0.1", 0)) as listener,
+                ThreadPoolExecutor(1) as pool,
+            ):
                 listener.settimeout(DEADLINE)
                 future = pool.submit(self.peer(visit).serve, listener)
                 result = call(listener.getsockname()[1])
@@ -733,18 +794,25 @@ class Doors:
         """Have one come, or remember how it was: how was it refused, if it was?"""
         what = (side, visit, kind)
         if what not in self.visits:
-            self.visits[what] = (self.meet_server if side == "client" else self.meet_client)(visit, kind)
+            self.visits[what] = (self.meet_server if side == "client" else self.meet_client)(
+                visit, kind
+            )
         return self.visits[what]
 
     def refusals(self, intruder: Intruder) -> dict[str, Outcome]:
         """Have an intruder and its twin come as each side: how was it refused? The twin may not be."""
         with ThreadPoolExecutor(4) as pool:
-            twins = [pool.submit(self.come, side, intruder.twin, "twin") for side in intruder.sides]
+            twins = [
+                pool.submit(self.come, side, intruder.twin, "twin") for side in intruder.sides
+            ]
             visits = {
-                side: pool.submit(self.come, side, intruder.visit, "intruder") for side in intruder.sides
+                side: pool.submit(self.come, side, intruder.visit, "intruder")
+                for side in intruder.sides
             }
         assert [twin.result() for twin in twins] == [None] * len(twins), intruder
-        refused = {side: outcome for side, visit in visits.items() if (outcome := visit.result())}
+        refused = {
+            side: outcome for side, visit in visits.items() if (outcome := visit.result())
+        }
         assert [*refused] == [*intruder.sides], intruder
         return refused
 
@@ -765,7 +833,11 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
 def name_of(intruder: Intruder) -> str:
     """Return what a test is called by."""
     visit, usual = intruder.visit._asdict(), TALKER._asdict()
-    others = [str(value) for name, value in visit.items() if value not in (usual[name], visit["keys"])]
+    others = [
+        str(value)
+        for name, value in visit.items()
+        if value not in (usual[name], visit["keys"])
+    ]
     one = intruder.sides if len(intruder.sides) == 1 else ()
     return "-".join([visit["keys"] or "nothing", *others, *one])
 
@@ -774,11 +846,16 @@ def expected(intruder: Intruder) -> dict[str, Outcome]:
     """Return how an intruder shall be refused: a client's handshake is over before it is verified."""
     verified = intruder.visit.speaks in ("script", "TLSv1_3")
     when = {"client": FIRST_READ if verified else HANDSHAKE, "server": HANDSHAKE}
-    return {side: Outcome(intruder.words, Seen(intruder.alert, when[side])) for side in intruder.sides}
+    return {
+        side: Outcome(intruder.words, Seen(intruder.alert, when[side]))
+        for side in intruder.sides
+    }
 
 
 @pytest.mark.parametrize("intruder", INTRUDERS, ids=name_of)
-def test_an_intruder_is_refused_and_told_so_and_its_twin_is_let_in(doors: Doors, intruder: Intruder) -> None:
+def test_an_intruder_is_refused_and_told_so_and_its_twin_is_let_in(
+    doors: Doors, intruder: Intruder
+) -> None:
     assert doors.refusals(intruder) == expected(intruder)
 
 
@@ -786,18 +863,24 @@ def test_an_intruder_is_refused_and_told_so_and_its_twin_is_let_in(doors: Doors,
 def test_what_is_too_weak_is_refused_where_openssl_is_configured_to_admit_it(
     doors: Doors, monkeypatch: pytest.MonkeyPatch, intruder: Intruder
 ) -> None:
-    system = Path("/usr/bin/python3")  # Debian's leaves that level to openssl.cnf; others set their own
+    system = Path(
+        "/usr/bin/python3"
+    )  # Debian's leaves that level to openssl.cnf; others set their own
     monkeypatch.setattr(sys, "executable", str(system) if system.exists() else sys.executable)
     visit, twin = (each._replace(machine="weak") for each in (intruder.visit, intruder.twin))
     assert doors.refusals(intruder._replace(visit=visit, twin=twin)) == expected(intruder)
 
 
 @pytest.mark.parametrize("machine", ["", "store"])
-def test_a_server_that_refused_them_all_lets_in_the_next_one(doors: Doors, machine: str) -> None:
+def test_a_server_that_refused_them_all_lets_in_the_next_one(
+    doors: Doors, machine: str
+) -> None:
     visit = TALKER._replace(machine=machine)
     server = doors.our_server(visit, "intruder")
     came = [
-        (who.lists, who.machine) for side, who, kind in doors.visits if (side, kind) == ("client", "intruder")
+        (who.lists, who.machine)
+        for side, who, kind in doors.visits
+        if (side, kind) == ("client", "intruder")
     ]
     assert server.err.read_text().count("\n") == 1 + came.count(("now", machine))
     assert server.out.read_text() == ""
@@ -839,6 +922,10 @@ def table(rows: Mapping[str, str], moments: Mapping[str, str]) -> str:
 
 def test_the_atlas_is_what_happened(doors: Doors) -> None:
     text = atlas(doors)
-    match = re.search(r"^<!-- atlas -->\n(.*)^<!-- end of atlas -->$", PAGE.read_text(), re.S | re.M)
+    match = re.search(
+        r"^<!-- atlas -->\n(.*)^<!-- end of atlas -->$", PAGE.read_text(), re.S | re.M
+    )
     if match is None or match[1].strip() != text:
-        pytest.fail(f"between its two marks, {PAGE} should have this atlas:\n\n{text}\n", pytrace=False)
+        pytest.fail(
+            f"between its two marks, {PAGE} should have this atlas:\n\n{text}\n", pytrace=False
+        )

@@ -29,7 +29,9 @@ def rows(text: str) -> dict[str, list[tuple[str, float, float]]]:
             title = title or [*found][-1]
             number = re.fullmatch(r"([0-9][0-9.,]*) (ms|µs|s|/s|KiB|MiB)", figure)
             assert number, line
-            found.setdefault(title, []).append((program, float(number[1].replace(",", "")), float(ratio)))
+            found.setdefault(title, []).append(
+                (program, float(number[1].replace(",", "")), float(ratio))
+            )
     return found
 
 
@@ -42,7 +44,9 @@ def test_every_figure_has_a_peer_and_the_picture_is_well_formed(tmp_path: Path) 
         assert first[0].startswith("simple_") and first[2] == 1 and peers, title
         assert all(figure > 0 for _, figure, _ in programs), (title, programs)
     drawing = ElementTree.parse(tmp_path / "speed.svg").getroot()
-    bars = [each for each in drawing.iter() if each.tag.endswith("rect") and "class" in each.attrib]
+    bars = [
+        each for each in drawing.iter() if each.tag.endswith("rect") and "class" in each.attrib
+    ]
     assert len(bars) == sum(map(len, measures.values()))
     titles = [each.text for each in drawing.iter() if each.attrib.get("class") == "title"]
     assert len(titles) == len(measures)
@@ -57,12 +61,19 @@ def test_every_figure_has_a_peer_and_the_picture_is_well_formed(tmp_path: Path) 
             "fullchain = cert_pem",
             "issuing",
         ),
-        ("simple_key_generation.py", 'files["crl.pem"] = crl_pem', 'files["crl.pem"] = b""', "issuing"),
+        (
+            "simple_key_generation.py",
+            'files["crl.pem"] = crl_pem',
+            'files["crl.pem"] = b""',
+            "issuing",
+        ),
         ("simple_https_server.py", 'sendall(b"hello\\n")', 'sendall(b"hallo\\n")', "exchange"),
         ("simple_https_server.py", "sendall(line)", 'sendall(b"hello\\n")', "echo"),
     ],
 )
-def test_a_broken_script_fails_it(tmp_path: Path, script: str, old: str, new: str, part: str) -> None:
+def test_a_broken_script_fails_it(
+    tmp_path: Path, script: str, old: str, new: str, part: str
+) -> None:
     for each in ROOT.glob("simple_*.py"):
         shutil.copy(each, tmp_path)
     text = (ROOT / script).read_text()
@@ -76,6 +87,10 @@ def test_a_broken_script_fails_it(tmp_path: Path, script: str, old: str, new: st
 def test_the_page_shows_what_the_benchmark_measures() -> None:
     page = (ROOT / "tests/speed.md").read_text()
     drawing = ElementTree.parse(ROOT / "tests/benchmark.svg").getroot()
-    titles = [str(x.text).rpartition(" (")[0] for x in drawing.iter() if x.attrib.get("class") == "title"]
+    titles = [
+        str(x.text).rpartition(" (")[0]
+        for x in drawing.iter()
+        if x.attrib.get("class") == "title"
+    ]
     assert [*rows(page)] == titles
     assert "benchmark.py --svg tests/benchmark.svg" in page

@@ -97,7 +97,9 @@ class Case(NamedTuple):
 
 def cases(each: list[Case]) -> pytest.MarkDecorator:
     """Run a test once for each of the cases."""
-    return pytest.mark.parametrize("case", each, ids=lambda case: case.label or case.place or None)
+    return pytest.mark.parametrize(
+        "case", each, ids=lambda case: case.label or case.place or None
+    )
 
 
 def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
@@ -127,7 +129,9 @@ Accept = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Start]:
     """Return the run on a configuration; those of all cases begin at once, beside other tests."""
     started: dict[str | bytes, Future[Result]] = {}
 
@@ -202,20 +206,32 @@ Compare = Callable[[Case], None]
 def refusal(stderr: str) -> str:
     """Return what follows the script and the file in the only line of an error."""
     begin = f"{GENERATE.name}: error: sros_config.yml: "
-    assert stderr.startswith(begin) and stderr.endswith("\n") and stderr.count("\n") == 1, stderr
+    assert stderr.startswith(begin) and stderr.endswith("\n") and stderr.count("\n") == 1, (
+        stderr
+    )
     return stderr.removeprefix(begin)
 
 
 def text_of(folder: Path) -> str:
     """Return what openssl says of a folder's certificate, each white space as one blank."""
-    named = ("-nameopt", "oneline")  # `C = US`, which newer versions write `C=US` unless told otherwise
-    return " ".join(openssl("x509", "-noout", "-text", *named, "-in", folder / "cert.pem").split())
+    named = (
+        "-nameopt",
+        "oneline",
+    )  # `C = US`, which newer versions write `C=US` unless told otherwise
+    return " ".join(
+        openssl("x509", "-noout", "-text", *named, "-in", folder / "cert.pem").split()
+    )
 
 
 def verifies(folder: Path, anchor: Path | None = None) -> bool:
     """Tell whether openssl accepts a node by its own files, in strict mode, with all lists."""
     command = ["openssl", "verify", "-x509_strict", "-crl_check_all"]
-    trust = ["-CAfile", str((anchor or folder) / "ca.pem"), "-CRLfile", str(folder / "crl.pem")]
+    trust = [
+        "-CAfile",
+        str((anchor or folder) / "ca.pem"),
+        "-CRLfile",
+        str(folder / "crl.pem"),
+    ]
     result = run(*command, *trust, "-untrusted", folder / "fullchain.pem", folder / "cert.pem")
     return (result.returncode, result.stdout) == (0, f"{folder / 'cert.pem'}: OK\n")
 
@@ -228,7 +244,11 @@ def test_the_shipped_configuration_is_read_by_openssl_as_it_stands(made: Path) -
     assert "X509v3 Basic Constraints: critical CA:TRUE, pathlen:1 " in text_of(keys / "root")
     assert "X509v3 Basic Constraints: critical CA:TRUE, pathlen:0 " in text_of(keys / "master")
     for name, purpose, alternative in [
-        ("server", "Server", "DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1 "),
+        (
+            "server",
+            "Server",
+            "DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1 ",
+        ),
         ("client", "Client", "DNS:client "),
     ]:
         text = text_of(keys / name)
@@ -300,14 +320,18 @@ def test_merges_anchors_names_and_unset_fields_in_any_order(accept: Accept) -> N
     assert "Issuer: C = US, CN = root " in eye
     assert "Subject: C = US, CN = ear, OU = Arms of ear " in ear
     encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----"
-    marks = {path.parent.name: path.read_text().split("\n")[0] for path in keys.glob("*/key.pem")}
+    marks = {
+        path.parent.name: path.read_text().split("\n")[0] for path in keys.glob("*/key.pem")
+    }
     assert [name for name, mark in marks.items() if mark == encrypted] == ["eye"]
     openssl("pkey", "-noout", "-passin", "pass:root", "-in", keys / "eye" / "key.pem")
     assert all(verifies(keys / name) for name in ("arm", "leg", "eye", "ear"))
 
 
 @cases([Case(MERGES + ANCHORS, ANCHORS + MERGES, "", "alias.*line 4")])
-def test_an_anchor_that_is_used_before_it_stands_is_refused(compare: Compare, case: Case) -> None:
+def test_an_anchor_that_is_used_before_it_stands_is_refused(
+    compare: Compare, case: Case
+) -> None:
     compare(case)
 
 
@@ -327,7 +351,9 @@ def in_turn(roots: Mapping[str, str]) -> str:
     """Return a configuration of self-signed entries, each with a field of validity of its own."""
     fields: dict[str, str] = {}
     for name, validity in roots.items():
-        own = {k.replace("root", name): v for k, v in SMALL.items() if k.startswith("keys/root/")}
+        own = {
+            k.replace("root", name): v for k, v in SMALL.items() if k.startswith("keys/root/")
+        }
         fields |= {k: v for k, v in own.items() if "/validity" not in k}
         fields |= {f"keys/{name}/validity": validity}
     return written(fields)
@@ -348,7 +374,9 @@ def test_absolute_validity_is_what_the_certificate_says(accept: Accept) -> None:
         "date": ("2040-01-02", midnight),
         "late": ("2060-12-31T23:59:59Z", late),
     }
-    roots = {name: f"{{notBefore: 2020-02-29, notAfter: {end}}}" for name, (end, _) in cases.items()}
+    roots = {
+        name: f"{{notBefore: 2020-02-29, notAfter: {end}}}" for name, (end, _) in cases.items()
+    }
     keys = accept(in_turn(roots)) / "keys"
     read = {name: begins_and_ends(keys / name) for name in cases}
     assert read == {name: [begins, end] for name, (_, end) in cases.items()}
@@ -366,7 +394,9 @@ def test_relative_validity_counts_from_now(accept: Accept) -> None:
     }
     second = timedelta(seconds=1)  # its clock is so far behind, for OpenSSL's may be as well
     before = datetime.now(timezone.utc).replace(microsecond=0) - second
-    keys = accept(in_turn({name: validity for name, (validity, _, _) in cases.items()})) / "keys"
+    keys = (
+        accept(in_turn({name: validity for name, (validity, _, _) in cases.items()})) / "keys"
+    )
     after = datetime.now(timezone.utc) - second
     for name, (_, begin, end) in cases.items():
         begins, ends = begins_and_ends(keys / name)
@@ -375,10 +405,15 @@ def test_relative_validity_counts_from_now(accept: Accept) -> None:
 
 
 def test_a_list_lives_as_long_as_its_ca_unless_it_says_otherwise(accept: Accept) -> None:
-    roots = {"long": "{notAfter: 2040-01-02}", "short": "{notAfter: 2040-01-02, nextUpdate: 30d}"}
+    roots = {
+        "long": "{notAfter: 2040-01-02}",
+        "short": "{notAfter: 2040-01-02, nextUpdate: 30d}",
+    }
     keys = accept(in_turn(roots)) / "keys"
     ends = {
-        name: moment(openssl("crl", "-noout", "-nextupdate", "-in", keys / name / "crl.pem").strip())
+        name: moment(
+            openssl("crl", "-noout", "-nextupdate", "-in", keys / name / "crl.pem").strip()
+        )
         for name in roots
     }
     assert ends["long"] == datetime(2040, 1, 2, tzinfo=timezone.utc)
@@ -416,7 +451,12 @@ def test_a_child_that_would_outlive_its_issuer_ends_with_it_and_the_output_says_
             "TLS Web Server Authentication, TLS Web Client Authentication",
             "SROS_PASSPHRASE",
         ),
-        ("legacy", "Public-Key: (3072 bit)", "TLS Web Client Authentication", "SROS_PASSPHRASE"),
+        (
+            "legacy",
+            "Public-Key: (3072 bit)",
+            "TLS Web Client Authentication",
+            "SROS_PASSPHRASE",
+        ),
         ("camera", "NIST CURVE: P-256", "TLS Web Client Authentication", ""),
         ("arm", "NIST CURVE: P-256", "TLS Web Client Authentication", "SROS_ARM_PASSPHRASE"),
     ],
@@ -438,7 +478,9 @@ def test_a_commented_example_works_as_its_comment_says(
     assert f"Subject: C = US, O = SROS Example, OU = Robots, CN = {name} " in text
     assert verifies(folder)
     opens = {
-        each: run("openssl", "pkey", "-noout", "-in", folder / "key.pem", "-passin", f"pass:{phrase}")
+        each: run(
+            "openssl", "pkey", "-noout", "-in", folder / "key.pem", "-passin", f"pass:{phrase}"
+        )
         for each, phrase in phrases.items()
     }
     assert [each for each in opens if opens[each].returncode == 0] == (
@@ -523,7 +565,9 @@ def context(folder: Path, anchor: Path) -> SSL.Context:
 
 def check_in_full(store: crypto.X509Store, folder: Path) -> None:
     """Have a store check strictly, with all revocation lists of a node's folder."""
-    lists = re.findall(r"-----BEGIN[^-]+-----[^-]+-----END[^-]+-----\n", (folder / "crl.pem").read_text())
+    lists = re.findall(
+        r"-----BEGIN[^-]+-----[^-]+-----END[^-]+-----\n", (folder / "crl.pem").read_text()
+    )
     assert len(lists) == 2
     for each in lists:
         store.add_crl(x509.load_pem_x509_crl(each.encode()))
@@ -561,7 +605,10 @@ def require_newer_cryptography(start: Start, key: str) -> None:
     """Require the one line that says that a type of key is too new, and nothing made."""
     folder, result = start(small({f"{NODE}/key": key})).result()
     assert (result.returncode, result.stdout) == (2, "")
-    assert refusal(result.stderr) == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
+    assert (
+        refusal(result.stderr)
+        == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
+    )
     assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
 
 
@@ -789,7 +836,9 @@ def test_key_identifiers_lead_from_each_level_to_the_next(accept: Accept) -> Non
         assert issuers[name] == own[above] and len(own[above]) == 1
 
 
-def test_five_levels_in_shuffled_order_are_walked_from_the_top_and_verify(accept: Accept) -> None:
+def test_five_levels_in_shuffled_order_are_walked_from_the_top_and_verify(
+    accept: Accept,
+) -> None:
     folder = accept(FIVE_LEVELS)
     lines = (folder / "out").read_text().splitlines()
     assert [line.split()[0] for line in lines] in (
@@ -816,7 +865,9 @@ def test_five_levels_in_shuffled_order_are_walked_from_the_top_and_verify(accept
 
 def test_a_subject_is_in_the_order_in_which_it_is_written(accept: Accept) -> None:
     path = accept(FIVE_LEVELS) / "keys" / "robot" / "cert.pem"
-    subject = openssl("x509", "-noout", "-subject", "-nameopt", "sep_comma_plus,utf8", "-in", path)
+    subject = openssl(
+        "x509", "-noout", "-subject", "-nameopt", "sep_comma_plus,utf8", "-in", path
+    )
     assert subject.strip() == (
         "subject=DC=robots,C=NL,ST=Zuid-Holland,L=Delft,O=Robots & Söhne,OU=Arms,"
         "serialNumber=0123,CN=robot,emailAddress=robot@robots.example"
@@ -951,8 +1002,20 @@ KEY = f"{ROOT}/key"
 
 @cases(
     [
-        Case(BOMB + small({KEY: "*a8"}), BOMB + small(), "keys.root.key", "list", "aliases of aliases"),
-        Case(small({KEY: "!!bool x"}), small({KEY: "!!str ed25519"}), "", "'x'", "no truth value"),
+        Case(
+            BOMB + small({KEY: "*a8"}),
+            BOMB + small(),
+            "keys.root.key",
+            "list",
+            "aliases of aliases",
+        ),
+        Case(
+            small({KEY: "!!bool x"}),
+            small({KEY: "!!str ed25519"}),
+            "",
+            "'x'",
+            "no truth value",
+        ),
         Case(
             small({f"{NODE}/extensions/1.2.3.04": "DER:0500"}),
             small({f"{NODE}/extensions/1.2.3.4": "DER:0500"}),
@@ -970,7 +1033,11 @@ DUPLICATES = [
     ("    key: ec:prime256v1\n", "    key: ed25519\n", "key"),
     ("      commonName: $name\n", "      commonName: $name\n", "commonName"),
     ("      notAfter: 10y\n", "      notAfter: 9y\n", "notAfter"),
-    ("      subjectKeyIdentifier: hash\n", "      subjectKeyIdentifier: ~\n", "subjectKeyIdent"),
+    (
+        "      subjectKeyIdentifier: hash\n",
+        "      subjectKeyIdentifier: ~\n",
+        "subjectKeyIdent",
+    ),
     ("  root:\n", "  root: {}\n", "root"),
     ("    node:\n", "    node: {}\n", "node"),
     ("keys:\n", "keys: {}\n", "keys"),
@@ -1000,7 +1067,9 @@ TWO = "x-a: &a {key: ed25519}\nx-b: &b {digest: ~}\n" + small()
         )
     ],
 )
-def test_a_duplicate_merge_is_refused_and_a_list_of_merges_is_not(compare: Compare, case: Case) -> None:
+def test_a_duplicate_merge_is_refused_and_a_list_of_merges_is_not(
+    compare: Compare, case: Case
+) -> None:
     compare(case)
 
 
@@ -1021,7 +1090,9 @@ UNKNOWN = [
             small({place: "red"}),
             small({f"x-{place}": "red" for place in UNKNOWN if "/" not in place}),
             place.replace("/", ".") if "/" in place else "",
-            "unknown|no known" if "/" in place else rf"\b{place}\b.*unknown|unknown.*\b{place}\b",
+            "unknown|no known"
+            if "/" in place
+            else rf"\b{place}\b.*unknown|unknown.*\b{place}\b",
         )
         for place in UNKNOWN
     ],
@@ -1118,7 +1189,9 @@ def test_a_bad_key_type_or_digest_is_refused(compare: Compare, case: Case) -> No
         for key in ("ed25519", "ed448", *ML_DSA)
     ],
 )
-def test_a_digest_for_a_key_that_hashes_by_itself_is_refused(compare: Compare, case: Case) -> None:
+def test_a_digest_for_a_key_that_hashes_by_itself_is_refused(
+    compare: Compare, case: Case
+) -> None:
     compare(case)
 
 
@@ -1160,8 +1233,18 @@ def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> 
         ),
         *[
             Case(
-                small({f"{ROOT}/issuer": each, f"{ROOT}/extensions/authorityKeyIdentifier": "keyid"}),
-                small({f"{ROOT}/issuer": "~", f"{ROOT}/extensions/authorityKeyIdentifier": "keyid"}),
+                small(
+                    {
+                        f"{ROOT}/issuer": each,
+                        f"{ROOT}/extensions/authorityKeyIdentifier": "keyid",
+                    }
+                ),
+                small(
+                    {
+                        f"{ROOT}/issuer": "~",
+                        f"{ROOT}/extensions/authorityKeyIdentifier": "keyid",
+                    }
+                ),
                 "keys",
                 "^.(root|master).issuer:.*(circle|cycle|loop)",
             )
@@ -1169,7 +1252,9 @@ def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> 
         ],
     ],
 )
-def test_an_issuer_that_is_no_ca_or_leads_in_a_circle_is_refused(compare: Compare, case: Case) -> None:
+def test_an_issuer_that_is_no_ca_or_leads_in_a_circle_is_refused(
+    compare: Compare, case: Case
+) -> None:
     compare(case)
 
 
@@ -1212,7 +1297,12 @@ FORM = "form|offset"
         *[
             Case(
                 small({f"{NODE}/validity/notBefore": begin, f"{NODE}/validity/notAfter": end}),
-                small({f"{NODE}/validity/notBefore": "2021-01-01", f"{NODE}/validity/notAfter": "9y"}),
+                small(
+                    {
+                        f"{NODE}/validity/notBefore": "2021-01-01",
+                        f"{NODE}/validity/notAfter": "9y",
+                    }
+                ),
                 "keys.nodes.node.validity",
                 f"notBefore|notAfter|{PAST}",
             )
@@ -1279,7 +1369,12 @@ CA_TRUE = "critical, CA:TRUE"
             MASTER,
             ("extensions/authorityKeyIdentifier", "issuer", "keyid", "keyid"),
             ("extensions/authorityKeyIdentifier", "critical, keyid", "keyid", "not.*critical"),
-            ("extensions/authorityKeyIdentifier", "keyid:always, issuer", "keyid:always", "keyid"),
+            (
+                "extensions/authorityKeyIdentifier",
+                "keyid:always, issuer",
+                "keyid:always",
+                "keyid",
+            ),
             ("extensions/nameConstraints", "allowed;DNS:a", "permitted;DNS:a", "permitted"),
             ("extensions/nameConstraints", "permitted:DNS:a", "permitted;DNS:.a", "permitted"),
             (
@@ -1327,7 +1422,12 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         (SAN, "email:robot", "email:robot@robots.example", "can't be email"),
         ("extensions/crlDistributionPoints", "http://a/", "URI:http://a/", "URI:"),
         ("extensions/authorityInfoAccess", "OCSP;http://a/", "OCSP;URI:http://a/", "URI:"),
-        ("extensions/authorityInfoAccess", "w;URI:a:b", "caIssuers;URI:a:b", "OCSP|OID|identifier"),
+        (
+            "extensions/authorityInfoAccess",
+            "w;URI:a:b",
+            "caIssuers;URI:a:b",
+            "OCSP|OID|identifier",
+        ),
         (
             "extensions/authorityInfoAccess",
             "critical, OCSP;URI:a:b",

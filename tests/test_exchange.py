@@ -73,7 +73,9 @@ def certificate(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def put_list(folder: Path, node: str, ca: str, serial: int, expires: timedelta = timedelta(days=9)) -> None:
+def put_list(
+    folder: Path, node: str, ca: str, serial: int, expires: timedelta = timedelta(days=9)
+) -> None:
     """Replace a CA's list in a node's crl.pem by a newer one that revokes a serial number."""
     issuer, key = authority(folder, ca)
     now = datetime.now(timezone.utc)
@@ -85,11 +87,16 @@ def put_list(folder: Path, node: str, ca: str, serial: int, expires: timedelta =
         .next_update(now + expires)
         .add_revoked_certificate(entry)
         .add_extension(x509.CRLNumber(9_999_999_999), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()),
+            critical=False,
+        )
         .sign(key, hashes.SHA256())
     )
     path = folder / f"keys/{node}/crl.pem"
-    lists = re.findall(r"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----\n", path.read_text(), re.S)
+    lists = re.findall(
+        r"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----\n", path.read_text(), re.S
+    )
     kept = [t for t in lists if x509.load_pem_x509_crl(t.encode()).issuer != issuer.subject]
     assert len(lists) == 2 and len(kept) == 1
     path.write_text(newer.public_bytes(Encoding.PEM).decode() + "".join(kept))
@@ -101,7 +108,11 @@ def issue(folder: Path, node: str, name: str) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(timezone.utc)
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH if node == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
+    purpose = (
+        ExtendedKeyUsageOID.SERVER_AUTH
+        if node == "server"
+        else ExtendedKeyUsageOID.CLIENT_AUTH
+    )
     authority_key = signer.public_key()
     made = (
         x509.CertificateBuilder()
@@ -113,9 +124,15 @@ def issue(folder: Path, node: str, name: str) -> None:
         .not_valid_after(now + timedelta(days=9))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
+        )
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+        )
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False
+        )
         .sign(signer, hashes.SHA256())
     )
     chain = made.public_bytes(Encoding.PEM) + issuer.public_bytes(Encoding.PEM)
@@ -133,7 +150,9 @@ def remake(folder: Path, node: str, **fields: object) -> None:
         assert isinstance(keys, dict)
         entry = keys["nodes"][node]
         for field, value in fields.items():
-            target = entry if field in ("cipher", "passphrase", "subject") else entry["extensions"]
+            target = (
+                entry if field in ("cipher", "passphrase", "subject") else entry["extensions"]
+            )
             if value is None:
                 del target[field]
             else:
@@ -170,12 +189,18 @@ def make_keys(folder: Path, root: str, master: str, server: str, client: str) ->
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("key", ["ec:secp384r1", "ec:secp521r1", "rsa:2048", "rsa:3072", "ed25519", "ed448"])
+@pytest.mark.parametrize(
+    "key", ["ec:secp384r1", "ec:secp521r1", "rsa:2048", "rsa:3072", "ed25519", "ed448"]
+)
 def test_each_type_of_key_makes_an_exchange(tmp_path: Path, serve: Serve, key: str) -> None:
     make_keys(tmp_path, key, key, key, key)
     server = serve("-k", str(tmp_path / "keys/server"))
     result = client(server.port, tmp_path / "keys/client")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "connected\nread: [hello]\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (
+        0,
+        "connected\nread: [hello]\n",
+        "",
+    )
 
 
 EC = "ec:prime256v1"
@@ -211,7 +236,9 @@ def test_ml_dsa_makes_an_exchange_or_a_line_says_that_openssl_is_too_old(
 class Program:
     """Another program: a pipe to its standard input, and a file of all that it printed."""
 
-    def __init__(self, log: Path, *command: str | Path, env: Mapping[str, str] | None = PHRASES):
+    def __init__(
+        self, log: Path, *command: str | Path, env: Mapping[str, str] | None = PHRASES
+    ):
         self.log = log
         needs(*map(str, command))
         with log.open("w") as out:
@@ -287,11 +314,15 @@ Behaviour = Callable[[ssl.SSLSocket], None]
 
 
 @contextlib.contextmanager
-def peer(keys: Path, behave: Behaviour, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> Iterator[int]:
+def peer(
+    keys: Path, behave: Behaviour, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> Iterator[int]:
     """Serve one client with a server of Python's own that behaves as told; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = newest
-    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
+    context.load_cert_chain(
+        keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(DEADLINE)
 
@@ -366,7 +397,9 @@ def read_until(terminal: Terminal, pattern: str) -> re.Match[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def waiting(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[subprocess.Popen[str]]]:
+def waiting(
+    made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[subprocess.Popen[str]]]:
     """Clients of a server that is silent from the start, and of one that is after its handshake."""
     silent = socket.create_server(("127.0.0.1", 0))
 
@@ -397,7 +430,9 @@ def waiting(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[li
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
-def test_both_sides_print_exactly_the_design_s_lines(made: Path, serve: Serve, name: str) -> None:
+def test_both_sides_print_exactly_the_design_s_lines(
+    made: Path, serve: Serve, name: str
+) -> None:
     server = serve("-k", str(made / "keys/server"))
     result = client(server.port, made / "keys/client", "--host", name)
     assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
@@ -406,7 +441,9 @@ def test_both_sides_print_exactly_the_design_s_lines(made: Path, serve: Serve, n
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_server_on_one_address_says_so_and_serves_it(made: Path, serve: Serve, host: str) -> None:
+def test_a_server_on_one_address_says_so_and_serves_it(
+    made: Path, serve: Serve, host: str
+) -> None:
     server = serve("--host", host, "-k", str(made / "keys/server"))
     assert server.err.read_text() == f"listening on {host} port {server.port}\n"
     assert client(server.port, made / "keys/client", "--host", host).stdout == ANSWERED
@@ -491,7 +528,17 @@ def test_an_unencrypted_key_asks_nothing(copy: Path) -> None:
 
 def test_several_messages_are_sent_and_answered_in_turn(made: Path, serve: Serve) -> None:
     server = serve("-k", str(made / "keys/server"))
-    said = ["hola", "eins", "zwei drei", "hola", "", " hola ", "hola!", "Hola", "¡olé! 你好 🤖"]
+    said = [
+        "hola",
+        "eins",
+        "zwei drei",
+        "hola",
+        "",
+        " hola ",
+        "hola!",
+        "Hola",
+        "¡olé! 你好 🤖",
+    ]
     result = client(server.port, made / "keys/client", *said)
     assert (result.returncode, result.stderr) == (0, "")
     answers = ["hello" if line == "hola" else line for line in said]
@@ -548,18 +595,24 @@ def test_thirty_clients_at_once_get_each_its_own_answer(made: Path, serve: Serve
     assert sorted(server.out.read_text().splitlines()) == expected_lines
 
 
-def test_those_who_are_connected_and_silent_do_not_stop_others(made: Path, serve: Serve) -> None:
+def test_those_who_are_connected_and_silent_do_not_stop_others(
+    made: Path, serve: Serve
+) -> None:
     server = serve("-k", str(made / "keys/server"))
     with contextlib.ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        held = [stack.enter_context(connect(server.port, made / "keys/client")) for _ in range(20)]
+        held = [
+            stack.enter_context(connect(server.port, made / "keys/client")) for _ in range(20)
+        ]
         assert client(server.port, made / "keys/client").stdout == ANSWERED
         for number, connection in reversed(list(enumerate(held))):
             assert ask(connection, b"%d" % number) == b"%d" % number
 
 
-def test_verbose_shows_the_session_and_the_peer_on_standard_error_only(made: Path, serve: Serve) -> None:
+def test_verbose_shows_the_session_and_the_peer_on_standard_error_only(
+    made: Path, serve: Serve
+) -> None:
     server = serve("-v", "-k", str(made / "keys/server"))
     result = client(server.port, made / "keys/client", "-v")
     assert (result.returncode, result.stdout) == (0, ANSWERED)
@@ -571,7 +624,9 @@ def test_verbose_shows_the_session_and_the_peer_on_standard_error_only(made: Pat
         for name in [r"TLSv1\.3", r"TLS_\w+_SHA\d+", *names]:
             assert re.search(name, shown), (name, shown)
         assert "error" not in shown
-    assert server.err.read_text().count("=client") == 2  # the subject's, and the subjectAltName's
+    assert (
+        server.err.read_text().count("=client") == 2
+    )  # the subject's, and the subjectAltName's
 
 
 def test_both_scripts_need_nothing_but_themselves_and_python(
@@ -585,7 +640,9 @@ def test_both_scripts_need_nothing_but_themselves_and_python(
     keys = made / "keys"
     server = start(*python, alone / SERVER.name, "--port", "0", "-k", keys / "server", "-v")
     port = server.expect(r"listening on localhost port (\d+)$")[1]
-    result = run(*python, alone / CLIENT.name, "-k", keys / "client", "--port", port, "-v", env=PHRASES)
+    result = run(
+        *python, alone / CLIENT.name, "-k", keys / "client", "--port", port, "-v", env=PHRASES
+    )
     assert (result.returncode, result.stdout) == (0, ANSWERED)
     server.expect("^closed$")
     assert "rror" not in server.log.read_text() + result.stderr
@@ -596,7 +653,9 @@ def test_both_scripts_need_nothing_but_themselves_and_python(
 # --- Signals -------------------------------------------------------------------------------------
 
 
-def test_sigterm_ends_with_0_and_the_next_server_has_the_port_at_once(made: Path, serve: Serve) -> None:
+def test_sigterm_ends_with_0_and_the_next_server_has_the_port_at_once(
+    made: Path, serve: Serve
+) -> None:
     first = serve("-k", str(made / "keys/server"))
     with connect(first.port, made / "keys/client") as held:
         assert ask(held, b"hola") == b"hello"
@@ -624,7 +683,9 @@ def certificate_in(text: str) -> x509.Certificate:
     return x509.load_pem_x509_certificate(match[0].encode())
 
 
-def test_sighup_presents_a_renewed_certificate_and_harms_no_one(copy: Path, serve: Serve) -> None:
+def test_sighup_presents_a_renewed_certificate_and_harms_no_one(
+    copy: Path, serve: Serve
+) -> None:
     keys = copy / "keys/client"
     server = serve("-k", str(copy / "keys/server"))
     old = certificate(copy / "keys/server/cert.pem").serial_number
@@ -764,7 +825,9 @@ def harmless(text: bytes) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def hostile_pair(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+def hostile_pair(
+    made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Path]]:
     """A server for all hostile messages, and the client's folder."""
     server = Server("-k", str(made / "keys/server"), cwd=tmp_path_factory.mktemp("hostile"))
     yield server, made / "keys/client"
@@ -841,7 +904,9 @@ def gnutls(port: int, keys: Path) -> list[str | Path]:
     return [*words, f"--x509keyfile={keys / 'key.pem'}"]
 
 
-def test_gnutls_completes_the_exchange_as_a_client(made: Path, serve: Serve, start: Start) -> None:
+def test_gnutls_completes_the_exchange_as_a_client(
+    made: Path, serve: Serve, start: Start
+) -> None:
     server = serve("-k", str(made / "keys/server"))
     pin = {"GNUTLS_PIN": PHRASES["SROS_PASSPHRASE"]}
     other = start("stdbuf", "-oL", *gnutls(server.port, made / "keys/client"), env=pin)
@@ -878,12 +943,16 @@ def test_curl_is_a_client(made: Path, serve: Serve, name: str) -> None:
     assert errors(server.err.read_text(), SERVER) == []
 
 
-def test_curl_uploads_without_harm_to_the_answer(made: Path, serve: Serve, tmp_path: Path) -> None:
+def test_curl_uploads_without_harm_to_the_answer(
+    made: Path, serve: Serve, tmp_path: Path
+) -> None:
     server = serve("-k", str(made / "keys/server"))
     keys = made / "keys/client"
     (tmp_path / "body").write_bytes(b"hola\n" * 20000)
     pair: list[str | Path] = ["--cert", keys / "fullchain.pem", "--key", keys / "key.pem"]
-    result = curl(server.port, keys, *pair, "--data-binary", f"@{tmp_path / 'body'}", "-H", "Expect:")
+    result = curl(
+        server.port, keys, *pair, "--data-binary", f"@{tmp_path / 'body'}", "-H", "Expect:"
+    )
     assert (result.stdout, result.returncode) == ("hello\n", 0), result.stderr
     assert server.printed("accepted\nread: [POST / HTTP/1.1]\nclosed\n")
 
@@ -896,14 +965,24 @@ def test_http_that_is_cut_short_is_never_closed(made: Path, serve: Serve) -> Non
         while not answer.endswith(b"hello\n"):
             answer += connection.recv(65536)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    server.wait_for(lambda: "error: " in server.err.read_text() or "closed" in server.out.read_text())
+    server.wait_for(
+        lambda: "error: " in server.err.read_text() or "closed" in server.out.read_text()
+    )
     assert server.out.read_text() == "accepted\nread: [GET / HTTP/1.1]\n"
 
 
 def s_server(keys: Path, *, leaf_only: bool = False) -> list[str | Path]:
     """Return the command of OpenSSL's server that answers each line with its reverse."""
     words: list[str | Path] = ["openssl", "s_server", "-accept", "localhost:0", "-rev"]
-    words += ["-CAfile", keys / "ca.pem", "-Verify", "2", "-verify_return_error", "-naccept", "1"]
+    words += [
+        "-CAfile",
+        keys / "ca.pem",
+        "-Verify",
+        "2",
+        "-verify_return_error",
+        "-naccept",
+        "1",
+    ]
     return [*words, *identity(keys, leaf_only=leaf_only)]
 
 
@@ -919,7 +998,9 @@ def test_the_client_completes_the_exchange_with_openssl_as_a_server(
     assert result.stdout == "connected\nread: [aloh]\nread: [sod onu]\n"
 
 
-def test_openssl_as_a_server_refuses_a_foreign_client(copy: Path, other: Path, start: Start) -> None:
+def test_openssl_as_a_server_refuses_a_foreign_client(
+    copy: Path, other: Path, start: Start
+) -> None:
     swap(copy, other / "keys/client", "client")
     program = start(*s_server(copy / "keys/server"))
     port = int(program.expect(r"^ACCEPT .*:(\d+)$")[1])
@@ -939,13 +1020,19 @@ def swap(folder: Path, source: Path, node: str) -> None:
 VERIFIER = {"client": "server", "server": "client"}
 
 
-def test_a_client_without_a_certificate_is_refused(made: Path, serve: Serve, start: Start) -> None:
+def test_a_client_without_a_certificate_is_refused(
+    made: Path, serve: Serve, start: Start
+) -> None:
     server = serve("-k", str(made / "keys/server"))
     keys = made / "keys/client"
     bare = start(*s_client(server.port, keys))
     bare.expect("alert certificate required")
     result = curl(server.port, keys)
-    assert result.returncode != 0 and result.stdout == "" and "certificate required" in result.stderr
+    assert (
+        result.returncode != 0
+        and result.stdout == ""
+        and "certificate required" in result.stderr
+    )
     lines = refusals(server, 2)
     assert all("did not return a certificate" in line for line in lines), lines
     assert client(server.port, keys).stdout == ANSWERED  # the server goes on
@@ -1029,7 +1116,9 @@ def begin(
 def works(side: str, folder: Path, serve: Serve, env: Mapping[str, str] = PHRASES) -> None:
     """Check that a side of a folder, with an environment, completes the exchange."""
     server = serve("-k", str(folder / "keys/server"), env=env if side == "server" else PHRASES)
-    result = client(server.port, folder / "keys/client", env=env if side == "client" else PHRASES)
+    result = client(
+        server.port, folder / "keys/client", env=env if side == "client" else PHRASES
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
 
 
@@ -1124,7 +1213,9 @@ def test_the_system_s_store_is_never_used_instead_of_ca_pem(
 
 
 @pytest.mark.parametrize("phrase", ["Xyzzy-17", "", "sros ", "SROS"])
-def test_a_wrong_pass_phrase_is_one_line_without_it(made: Path, side: str, phrase: str) -> None:
+def test_a_wrong_pass_phrase_is_one_line_without_it(
+    made: Path, side: str, phrase: str
+) -> None:
     result = begin(side, made / "keys" / side, env={"SROS_PASSPHRASE": phrase})
     line = failed(result, SCRIPTS[side], "pass ?phrase")
     assert "Xyzzy" not in line
@@ -1159,7 +1250,9 @@ def test_a_name_that_does_not_resolve_is_named(made: Path, side: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_port_in_use_on_either_family_is_named(made: Path, serve: Serve, address: str) -> None:
+def test_a_port_in_use_on_either_family_is_named(
+    made: Path, serve: Serve, address: str
+) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as listener:
         port = listener.getsockname()[1]

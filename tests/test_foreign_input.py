@@ -138,7 +138,9 @@ def extension(oid: bytes, value: bytes, *critical: bytes) -> bytes:
 
 TRUE = der(1, b"\xff")
 ROBOT = named(COMMON_NAME, der(UTF8, b"robot"))
-PROVIDER = der(SEQUENCE, der(INTEGER, b"\1"), der(30, "Ä".encode("utf-16-be")), der(BITS, b"\0"))
+PROVIDER = der(
+    SEQUENCE, der(INTEGER, b"\1"), der(30, "Ä".encode("utf-16-be")), der(BITS, b"\0")
+)
 
 
 class Odd(NamedTuple):
@@ -170,7 +172,9 @@ ODD = {
     ),
     "unknown-critical": Odd(attributes=(extension(PRIVATE_EXTENSION, b"\5\0", TRUE),)),
     "extension-that-is-no-der": Odd(attributes=(extension(KEY_USAGE, b"\xff\xff"),)),
-    "usage-with-too-many-bits": Odd(attributes=(extension(KEY_USAGE, der(BITS, b"\0\x80\0\0")),)),
+    "usage-with-too-many-bits": Odd(
+        attributes=(extension(KEY_USAGE, der(BITS, b"\0\x80\0\0")),)
+    ),
     "address-of-five-octets": Odd(
         attributes=(extension(SUBJECT_ALT_NAME, der(SEQUENCE, der(0x87, b"\n\0\0\1\1"))),)
     ),
@@ -251,13 +255,17 @@ def test_a_request_that_openssl_verifies_is_signed_whatever_else_it_says(
     assert wrong == []
     signed = certificate(folder / "cert.pem")
     assert signed.public_key() == requests.keys[name]
-    subject = openssl("x509", "-in", folder / "cert.pem", "-noout", "-subject", "-nameopt", "compat")
+    subject = openssl(
+        "x509", "-in", folder / "cert.pem", "-noout", "-subject", "-nameopt", "compat"
+    )
     assert subject == f"subject={SUBJECT}{name}\n", "it comes from the configuration"
     alternatives = signed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert list(alternatives.value) == [x509.DNSName(name)]
 
 
-def test_odd_requests_are_kept_and_serve_for_renewal(requests: Requests, tmp_path: Path) -> None:
+def test_odd_requests_are_kept_and_serve_for_renewal(
+    requests: Requests, tmp_path: Path
+) -> None:
     folder = shutil.copytree(requests.folder, tmp_path / "copy")
     result = fine(generate(folder, "--renew", *requests.keys))
     assert all(states(result)[name] == "renewed" for name in requests.keys)
@@ -346,7 +354,9 @@ class Written(NamedTuple):
 EXTENSIONS = {
     "text": Written("subjectAltName", "DNS:a.example, IP:::1", "DNS:a.example, IP:::1"),
     "list": Written("subjectAltName", ["DNS:a", "DNS:b"], "DNS:a, DNS:b"),
-    "tag": Written("subjectAltName", ["DNS:x", f"URI:{INTUNE}"], f"@s\n[s]\nDNS=x\nURI={INTUNE}"),
+    "tag": Written(
+        "subjectAltName", ["DNS:x", f"URI:{INTUNE}"], f"@s\n[s]\nDNS=x\nURI={INTUNE}"
+    ),
     "critical-list": Written("subjectAltName", ["critical", "DNS:a"], "critical, DNS:a"),
     "user": Written("subjectAltName", f"{USER}ada@x.example", f"{USER}ada@x.example"),
     "user-with-comma": Written(
@@ -416,7 +426,9 @@ RIGHT_NAMES = {
 
 def nodes_of_all_kinds() -> dict[str, Entry]:
     """Return the nodes of the tables above."""
-    nodes: dict[str, Entry] = {name: {"subject": subject} for name, (subject, _) in SUBJECTS.items()}
+    nodes: dict[str, Entry] = {
+        name: {"subject": subject} for name, (subject, _) in SUBJECTS.items()
+    }
     for name, text in TEXTS.items():
         nodes[name] = {"subject": {"commonName": text}}
     for name, written in EXTENSIONS.items():
@@ -494,7 +506,9 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)
-def test_an_extension_has_the_octets_that_openssl_gives_it(all_kinds: AllKinds, name: str) -> None:
+def test_an_extension_has_the_octets_that_openssl_gives_it(
+    all_kinds: AllKinds, name: str
+) -> None:
     extensions = certificate(made_node(all_kinds, name) / "cert.pem").extensions
     written = EXTENSIONS[name]
     (ours,) = [each for each in extensions if NAMES.get(each.oid) == written.name]
@@ -503,7 +517,9 @@ def test_an_extension_has_the_octets_that_openssl_gives_it(all_kinds: AllKinds, 
 
 
 @pytest.mark.parametrize("name", [*NAMELESS, "fields-removed"])
-def test_a_node_may_be_known_by_its_critical_alternative_name_alone(all_kinds: AllKinds, name: str) -> None:
+def test_a_node_may_be_known_by_its_critical_alternative_name_alone(
+    all_kinds: AllKinds, name: str
+) -> None:
     folder = made_node(all_kinds, name)
     made = certificate(folder / "cert.pem")
     assert len(made.subject) == 0
@@ -687,10 +703,14 @@ def ec_key(size: int, label: str) -> bytes:
     """Return a P-256 key whose number has 31 or 33 octets, in SEC1 or PKCS#8."""
     number = 1 << 240 | 4711
     public = ec.derive_private_key(number, ec.SECP256R1()).public_key()
-    point = public.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    point = public.public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
     curve = der(0xA0, P256) if label == "EC PRIVATE KEY" else b""
     octets = der(OCTETS, number.to_bytes(size, "big"))
-    sec1 = der(SEQUENCE, der(INTEGER, b"\1"), octets, curve, der(0xA1, der(BITS, b"\0", point)))
+    sec1 = der(
+        SEQUENCE, der(INTEGER, b"\1"), octets, curve, der(0xA1, der(BITS, b"\0", point))
+    )
     if label == "EC PRIVATE KEY":
         return armoured(label, sec1)
     algorithm = der(SEQUENCE, EC_KEY, P256)
@@ -703,7 +723,9 @@ def with_its_public_key() -> bytes:
     algorithm = der(SEQUENCE, bytes.fromhex("06032b6570"))
     secret = der(OCTETS, der(OCTETS, key.private_bytes_raw()))
     public = der(0x81, b"\0", key.public_key().public_bytes_raw())
-    return armoured("PRIVATE KEY", der(SEQUENCE, der(INTEGER, b"\1"), algorithm, secret, public))
+    return armoured(
+        "PRIVATE KEY", der(SEQUENCE, der(INTEGER, b"\1"), algorithm, secret, public)
+    )
 
 
 def shell(command: str) -> Callable[[], bytes]:
@@ -713,7 +735,9 @@ def shell(command: str) -> Callable[[], bytes]:
 
 def ssh(kind: str) -> Callable[[], bytes]:
     """Return a maker of a key by ssh-keygen, in OpenSSH's own form."""
-    return shell(f"d=$(mktemp -d) && ssh-keygen -q -t {kind} -N '' -f $d/k >&2 && cat $d/k && rm -r $d")
+    return shell(
+        f"d=$(mktemp -d) && ssh-keygen -q -t {kind} -N '' -f $d/k >&2 && cat $d/k && rm -r $d"
+    )
 
 
 P256_KEY = "openssl ecparam -name prime256v1 -genkey"
@@ -814,8 +838,12 @@ def test_a_key_of_another_program_is_accepted_or_a_command_says_what_to_do(
     loads(folder / "keys" / name)
 
 
-@pytest.mark.parametrize("name", ["ec-with-parameters", "ec-sec1", "rsa-pkcs1", "traditional-ec"])
-def test_the_forms_that_openssl_and_tls_read_are_accepted_as_they_are(keyed: Keyed, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["ec-with-parameters", "ec-sec1", "rsa-pkcs1", "traditional-ec"]
+)
+def test_the_forms_that_openssl_and_tls_read_are_accepted_as_they_are(
+    keyed: Keyed, name: str
+) -> None:
     assert complaint(keyed.result, name) == ""
     loads(keyed.folder / "keys" / name)
 
@@ -877,7 +905,9 @@ VARIABLE = "SROS_PASSPHRASE"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"], ids=ascii)
-def test_a_new_key_is_not_encrypted_with_a_pass_phrase_that_ends_in_a_line_end(copy: Path, end: str) -> None:
+def test_a_new_key_is_not_encrypted_with_a_pass_phrase_that_ends_in_a_line_end(
+    copy: Path, end: str
+) -> None:
     edit(copy, lambda keys: keys["nodes"].update(client2=new_node(keys)))
     before = tree(copy)
     (line,) = faults(generate(copy, env={VARIABLE: "sros", "ARM": f"arm{end}"}), "ARM")
@@ -887,7 +917,9 @@ def test_a_new_key_is_not_encrypted_with_a_pass_phrase_that_ends_in_a_line_end(c
     for good in ("arm ", " arm", f"a{end}m", "arm\t"):
         fine(generate(copy, env={VARIABLE: "sros", "ARM": good}))
         key = copy / "keys/client2/key.pem"
-        opened = run("openssl", "pkey", "-in", key, "-noout", "-passin", "env:ARM", env={"ARM": good})
+        opened = run(
+            "openssl", "pkey", "-in", key, "-noout", "-passin", "env:ARM", env={"ARM": good}
+        )
         assert opened.returncode == 0 or "\n" in good, opened.stderr
         drop(copy / "keys", "client2")
 
@@ -957,7 +989,9 @@ def test_a_root_with_a_serial_number_that_is_not_positive_is_one_error(
 
 
 @pytest.mark.parametrize("number", [*SERIALS, "1"])
-def test_a_node_with_a_serial_number_that_is_not_positive_is_one_error(plain: Path, number: str) -> None:
+def test_a_node_with_a_serial_number_that_is_not_positive_is_one_error(
+    plain: Path, number: str
+) -> None:
     signed_elsewhere(plain, "server", number, plain / "keys/server/cert.pem")
     result = generate(plain)
     if number == "1":

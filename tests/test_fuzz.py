@@ -90,7 +90,12 @@ ACCESS = {
     "caIssuers": AuthorityInformationAccessOID.CA_ISSUERS,
 }
 NEVER_CRITICAL = {"subjectKeyIdentifier", "authorityKeyIdentifier", "authorityInfoAccess"}
-OPTIONAL = ["extendedKeyUsage", "certificatePolicies", "crlDistributionPoints", "authorityInfoAccess"]
+OPTIONAL = [
+    "extendedKeyUsage",
+    "certificatePolicies",
+    "crlDistributionPoints",
+    "authorityInfoAccess",
+]
 OPTIONAL += ["subjectAltName", "OID"]  # for CAs and nodes
 
 
@@ -138,8 +143,12 @@ def main(folder: Path) -> Result:
     handler = signal.signal(signal.SIGALRM, hangs)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, ENVIRONMENT, clear=True))
-        stack.enter_context(mock.patch("getpass.getpass", side_effect=EOFError))  # nobody types
-        stack.enter_context(mock.patch.object(os, "sync"))  # ten thousand of them stop other processes
+        stack.enter_context(
+            mock.patch("getpass.getpass", side_effect=EOFError)
+        )  # nobody types
+        stack.enter_context(
+            mock.patch.object(os, "sync")
+        )  # ten thousand of them stop other processes
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
         stack.enter_context(warnings.catch_warnings())
@@ -160,7 +169,9 @@ def process(folder: Path) -> Result:
     """Run the script in a folder as a process."""
     begun = now()
     result = generate(folder, env=ENVIRONMENT)
-    return Result(result.returncode, result.stdout, result.stderr, begun, datetime.now(timezone.utc))
+    return Result(
+        result.returncode, result.stdout, result.stderr, begun, datetime.now(timezone.utc)
+    )
 
 
 @contextmanager
@@ -174,10 +185,14 @@ def scratch(text: str | bytes = b"") -> Iterator[Path]:
 
 def sizes(quick: int, slow: int) -> pytest.MarkDecorator:
     """Run a test with few examples, and in the run of its own with many."""
-    return pytest.mark.parametrize("examples", [quick, pytest.param(slow, marks=pytest.mark.slow)])
+    return pytest.mark.parametrize(
+        "examples", [quick, pytest.param(slow, marks=pytest.mark.slow)]
+    )
 
 
-def fuzz(examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], object]) -> None:
+def fuzz(
+    examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], object]
+) -> None:
     """Have a check hold for examples: the same ones each time, or others each time with FUZZ=1."""
     few = examples < 100  # in the suite
     size = settings(
@@ -213,7 +228,9 @@ def verify(keys: Path) -> None:
                 store.add_crl(each)
         store.set_flags(STRICT)
         between = [crypto.X509.from_cryptography(each) for each in chain[1:]]
-        crypto.X509StoreContext(store, crypto.X509.from_cryptography(leaf), between).verify_certificate()
+        crypto.X509StoreContext(
+            store, crypto.X509.from_cryptography(leaf), between
+        ).verify_certificate()
         key = serialization.load_pem_private_key(*unlocked(folder / "key.pem"))
         assert key.public_key() == leaf.public_key()
         assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
@@ -224,7 +241,9 @@ def verify(keys: Path) -> None:
 def unlocked(path: Path) -> tuple[bytes, bytes | None]:
     """Return a key as PEM, and its pass phrase."""
     data = path.read_bytes()
-    phrase = PHRASES["SROS_ROOT_PASSPHRASE" if path.parent.name == "root" else "SROS_PASSPHRASE"]
+    phrase = PHRASES[
+        "SROS_ROOT_PASSPHRASE" if path.parent.name == "root" else "SROS_PASSPHRASE"
+    ]
     return data, phrase.encode() if b"ENCRYPTED" in data else None
 
 
@@ -249,9 +268,14 @@ def accepted(result: Result, folder: Path, wants: dict[str, Want]) -> None:
         made = certificate(path / "cert.pem")
         issuer, signer = made, want
         if want.issuer:
-            issuer, signer = certificate(path.with_name(want.issuer) / "cert.pem"), wants[want.issuer]
+            issuer, signer = (
+                certificate(path.with_name(want.issuer) / "cert.pem"),
+                wants[want.issuer],
+            )
         assert made.issuer == issuer.subject
-        assert [(each.oid, each.value) for rdn in made.subject.rdns for each in rdn] == want.subject
+        assert [
+            (each.oid, each.value) for rdn in made.subject.rdns for each in rdn
+        ] == want.subject
         public: Any = made.public_key()
         kind = KEYS[want.key]
         if want.key.startswith("ec:"):
@@ -259,7 +283,9 @@ def accepted(result: Result, folder: Path, wants: dict[str, Want]) -> None:
         else:
             assert isinstance(public, kind())
         digest = made.signature_hash_algorithm
-        assert (digest and digest.name) == (signer.digest if signer.key.startswith("ec:") else None)
+        assert (digest and digest.name) == (
+            signer.digest if signer.key.startswith("ec:") else None
+        )
         begin, end = times(want, "notBefore", result)
         assert begin <= made.not_valid_before_utc <= end
         ends, above = [times(want, "notAfter", result)], want
@@ -269,8 +295,13 @@ def accepted(result: Result, folder: Path, wants: dict[str, Want]) -> None:
         assert min(x for x, _ in ends) <= made.not_valid_after_utc <= min(x for _, x in ends)
         if (path / "issued").exists() or "nextUpdate" in want.times:
             (own,) = lists(path / "crl.pem")
-            first, last = times(want, "nextUpdate" if "nextUpdate" in want.times else "notAfter", result)
-            assert own.next_update_utc and min(first, made.not_valid_after_utc) <= own.next_update_utc
+            first, last = times(
+                want, "nextUpdate" if "nextUpdate" in want.times else "notAfter", result
+            )
+            assert (
+                own.next_update_utc
+                and min(first, made.not_valid_after_utc) <= own.next_update_utc
+            )
             assert own.next_update_utc <= min(last, made.not_valid_after_utc)
         extensions = dict(want.extensions)
         own_id = x509.SubjectKeyIdentifier.from_public_key(public)
@@ -281,13 +312,19 @@ def accepted(result: Result, folder: Path, wants: dict[str, Want]) -> None:
         ):
             if oid in extensions:
                 extensions[oid] = (value, False)
-        assert {each.oid: (each.value, each.critical) for each in made.extensions} == extensions
+        assert {
+            each.oid: (each.value, each.critical) for each in made.extensions
+        } == extensions
 
 
 def times(want: Want, field: str, result: Result) -> tuple[datetime, datetime]:
     """Return the first and the last moment that a field can mean."""
     value = want.times.get(field, timedelta())
-    return (value, value) if isinstance(value, datetime) else (result.begun + value, result.ended + value)
+    return (
+        (value, value)
+        if isinstance(value, datetime)
+        else (result.begun + value, result.ended + value)
+    )
 
 
 def in_one_line_or_right(result: Result, folder: Path) -> int:
@@ -299,9 +336,15 @@ def in_one_line_or_right(result: Result, folder: Path) -> int:
         return 2
     assert result.status == int(bool(lines)), result
     for line in lines:
-        allowed = [form for form in NOT_CONFIGURATION if re.fullmatch(form, line.removeprefix("error: "))]
+        allowed = [
+            form
+            for form in NOT_CONFIGURATION
+            if re.fullmatch(form, line.removeprefix("error: "))
+        ]
         assert allowed, result
-        assert allowed[0] not in NOT_CONFIGURATION[:2] or not (folder / "keys").exists(), result
+        assert allowed[0] not in NOT_CONFIGURATION[:2] or not (folder / "keys").exists(), (
+            result
+        )
     verify(folder / "keys")
     return result.status
 
@@ -310,33 +353,47 @@ def in_one_line_or_right(result: Result, folder: Path) -> int:
 
 
 ALNUM = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1, max_size=12)
-VISIBLE = st.text("".join(chr(n) for n in range(33, 127) if chr(n) not in ",$"), min_size=1, max_size=20)
-HOST = st.lists(st.text(ALNUM + "_", min_size=1, max_size=63), min_size=1, max_size=3).map(".".join)
+PRINTABLE = st.text(
+    st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1, max_size=12
+)
+VISIBLE = st.text(
+    "".join(chr(n) for n in range(33, 127) if chr(n) not in ",$"), min_size=1, max_size=20
+)
+HOST = st.lists(st.text(ALNUM + "_", min_size=1, max_size=63), min_size=1, max_size=3).map(
+    ".".join
+)
 HOST = HOST.filter(lambda host: re.search("[^0-9.]", host))
 OIDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=4)
 OIDS_ = OIDS.map(lambda arcs: ".".join(["1.3.6.1.4.1.32473", *map(str, arcs)]))
 Item = tuple[str, Any]  # as it is written, and what it means
-Value = tuple[str, x509.ExtensionType | None, bool]  # as it is written, what it means, critical
+Value = tuple[
+    str, x509.ExtensionType | None, bool
+]  # as it is written, what it means, critical
 URI = VISIBLE.map(lambda rest: f"urn:{rest}")
 EMAIL = st.builds("{}@{}".format, st.text(ALNUM + "!#+-._", min_size=1, max_size=20), HOST)
 NAMES: st.SearchStrategy[Item] = st.one_of(
     st.builds(lambda x: (f"DNS:{x}", x509.DNSName(x)), HOST),
-    st.builds(lambda x: (f"DNS:*.{x}", x509.DNSName(f"*.{x}")), HOST.filter(lambda x: "." in x)),
+    st.builds(
+        lambda x: (f"DNS:*.{x}", x509.DNSName(f"*.{x}")), HOST.filter(lambda x: "." in x)
+    ),
     st.ip_addresses().map(lambda x: (f"IP:{x}", x509.IPAddress(x))),
     URI.map(lambda x: (f"URI:{x}", x509.UniformResourceIdentifier(x))),
     EMAIL.map(lambda x: (f"email:{x}", x509.RFC822Name(x))),
 )
 SUBTREES: st.SearchStrategy[Item] = st.one_of(  # that no entry's names are in
     HOST.map(lambda x: (f"DNS:.{x}.invalid", x509.DNSName(f".{x}.invalid"))),
-    st.ip_addresses(v=4, network="240.0.0.0/4").map(lambda x: (f"IP:{x}/32", x509.IPAddress(ip_network(x)))),
+    st.ip_addresses(v=4, network="240.0.0.0/4").map(
+        lambda x: (f"IP:{x}/32", x509.IPAddress(ip_network(x)))
+    ),
     HOST.map(lambda x: (f"email:{x}.invalid", x509.RFC822Name(f"{x}.invalid"))),
 )
 
 
 def named(table: dict[str, x509.ObjectIdentifier]) -> st.SearchStrategy[Item]:
     """Draw what has a name, or a dotted one."""
-    return st.sampled_from([*table.items()]) | OIDS_.map(lambda x: (x, x509.ObjectIdentifier(x)))
+    return st.sampled_from([*table.items()]) | OIDS_.map(
+        lambda x: (x, x509.ObjectIdentifier(x))
+    )
 
 
 @st.composite
@@ -352,14 +409,19 @@ def extension(draw: Any, field: str, is_ca: bool, below: int = 0) -> Value:
     if field == "basicConstraints":
         critical |= is_ca
         limit = draw(st.none() | st.integers(below, 9999)) if is_ca else None
-        texts = ["CA:TRUE" if is_ca else "CA:FALSE", *([] if limit is None else [f"pathlen:{limit}"])]
+        texts = [
+            "CA:TRUE" if is_ca else "CA:FALSE",
+            *([] if limit is None else [f"pathlen:{limit}"]),
+        ]
         value = x509.BasicConstraints(is_ca, limit)
     elif field == "keyUsage":
         drawn = draw(st.sets(st.sampled_from([*NODE_USAGES]), min_size=not is_ca))
         drawn |= {"keyCertSign", "cRLSign"} if is_ca else set()
         drawn |= {"keyAgreement"} if drawn & {"encipherOnly", "decipherOnly"} else set()
         texts = draw(st.permutations(sorted(drawn)))
-        value = x509.KeyUsage(**{argument: name in drawn for name, argument in CA_USAGES.items()})
+        value = x509.KeyUsage(
+            **{argument: name in drawn for name, argument in CA_USAGES.items()}
+        )
     elif field == "subjectKeyIdentifier":
         texts = ["hash"]
     elif field == "authorityKeyIdentifier":
@@ -377,18 +439,30 @@ def extension(draw: Any, field: str, is_ca: bool, below: int = 0) -> Value:
         texts, values = several(OIDS_.map(lambda x: (x, x509.ObjectIdentifier(x))))
         value = x509.CertificatePolicies([x509.PolicyInformation(x, None) for x in values])
     elif field == "crlDistributionPoints":
-        texts, values = several(URI.map(lambda x: (f"URI:{x}", x509.UniformResourceIdentifier(x))))
-        value = x509.CRLDistributionPoints([x509.DistributionPoint([x], None, None, None) for x in values])
+        texts, values = several(
+            URI.map(lambda x: (f"URI:{x}", x509.UniformResourceIdentifier(x)))
+        )
+        value = x509.CRLDistributionPoints(
+            [x509.DistributionPoint([x], None, None, None) for x in values]
+        )
     elif field == "authorityInfoAccess":
         pairs = st.tuples(named(ACCESS), URI)
-        texts, values = several(pairs.map(lambda x: (f"{x[0][0]};URI:{x[1]}", (x[0][1], x[1]))))
-        described = [x509.AccessDescription(oid, x509.UniformResourceIdentifier(x)) for oid, x in values]
+        texts, values = several(
+            pairs.map(lambda x: (f"{x[0][0]};URI:{x[1]}", (x[0][1], x[1])))
+        )
+        described = [
+            x509.AccessDescription(oid, x509.UniformResourceIdentifier(x)) for oid, x in values
+        ]
         value = x509.AuthorityInformationAccess(described)
     else:
         content = draw(st.binary(min_size=1, max_size=20))
         texts = ["DER:" + content.hex(*draw(st.sampled_from([(), (":",), (" ",)])))]
         value = x509.UnrecognizedExtension(x509.ObjectIdentifier(field), content)
-    return draw(st.sampled_from([", ", ",", " , "])).join([*["critical"] * critical, *texts]), value, critical
+    return (
+        draw(st.sampled_from([", ", ",", " , "])).join([*["critical"] * critical, *texts]),
+        value,
+        critical,
+    )
 
 
 @st.composite
@@ -396,7 +470,9 @@ def moment(draw: Any, past: bool) -> tuple[str, timedelta | datetime]:
     """Draw an offset or a timestamp, and what it means."""
     if draw(st.booleans()):
         unit, hours, most = draw(
-            st.sampled_from([("h", 1, 99999), ("d", 24, 25000), ("w", 168, 3600), ("y", 8760, 70)])
+            st.sampled_from(
+                [("h", 1, 99999), ("d", 24, 25000), ("w", 168, 3600), ("y", 8760, 70)]
+            )
         )
         count = draw(st.integers(0 if past else 1, most))
         sign = "-" if past else draw(st.sampled_from(["", "+"]))
@@ -423,11 +499,17 @@ def entry(
 ) -> tuple[dict[str, Any], Want]:
     """Draw an entry, and what it means."""
     key = draw(st.sampled_from([*KEYS]))
-    digest = draw(st.sampled_from([None, "sha256", "sha384", "sha512"])) if key.startswith("ec:") else None
+    digest = (
+        draw(st.sampled_from([None, "sha256", "sha384", "sha512"]))
+        if key.startswith("ec:")
+        else None
+    )
     subject = {"commonName": f"{draw(PRINTABLE)}{name}"}
     for field, values in {
         "countryName": st.text("ABCXYZ", min_size=2, max_size=2),
-        **dict.fromkeys(["stateOrProvinceName", "localityName", "organizationName"], PRINTABLE),
+        **dict.fromkeys(
+            ["stateOrProvinceName", "localityName", "organizationName"], PRINTABLE
+        ),
         "organizationalUnitName": PRINTABLE,
         "serialNumber": st.text(ALNUM + " '()+,./:=?-", min_size=1, max_size=64),
         "domainComponent": st.text(ALNUM + "-", min_size=1, max_size=63),
@@ -444,7 +526,9 @@ def entry(
     fields = ["basicConstraints", "keyUsage", "subjectKeyIdentifier"] if is_ca else []
     fields += ["authorityKeyIdentifier"] * (issuer is not None)
     rest = OPTIONAL + (
-        ["nameConstraints"] if is_ca else ["basicConstraints", "keyUsage", "subjectKeyIdentifier"]
+        ["nameConstraints"]
+        if is_ca
+        else ["basicConstraints", "keyUsage", "subjectKeyIdentifier"]
     )
     fields += draw(st.lists(st.sampled_from(rest), unique=True, max_size=4))
     written: dict[str, Any] = {}
@@ -464,9 +548,15 @@ def entry(
     said |= {"key": key, "subject": as_is, "extensions": written}
     said["validity"] = {field: text for field, (text, _) in when.items()}
     said |= {"digest": digest} if digest or draw(st.booleans()) else {}
-    said |= {"cipher": "aes-256-cbc", "passphrase": "SROS_PASSPHRASE"} if draw(st.integers(0, 9)) == 9 else {}
+    said |= (
+        {"cipher": "aes-256-cbc", "passphrase": "SROS_PASSPHRASE"}
+        if draw(st.integers(0, 9)) == 9
+        else {}
+    )
     oids = [(SUBJECT[field], text) for field, text in subject.items()]
-    return said, Want(issuer, key, digest or "sha256", oids, {k: v for k, (_, v) in when.items()}, extensions)
+    return said, Want(
+        issuer, key, digest or "sha256", oids, {k: v for k, (_, v) in when.items()}, extensions
+    )
 
 
 class Hierarchy(NamedTuple):
@@ -488,7 +578,9 @@ def hierarchies(draw: Any, most: int = 4) -> Hierarchy:
         )
     cas = [*above]
     for number in range(draw(st.integers(1, most))):
-        above[f"{draw(st.text(ALNUM + '_-', max_size=9))}n{number}"] = draw(st.sampled_from(cas))
+        above[f"{draw(st.text(ALNUM + '_-', max_size=9))}n{number}"] = draw(
+            st.sampled_from(cas)
+        )
     document: dict[str, Any] = {"keys": {"nodes": {}}}
     wants = {}
     for name in draw(st.permutations([*above])):
@@ -501,7 +593,10 @@ def hierarchies(draw: Any, most: int = 4) -> Hierarchy:
         if draw(st.booleans()):  # a merge that the entry's own fields go before
             moved = draw(st.sets(st.sampled_from([*said])))
             document[f"x-{name}"] = {x: said[x] if x in moved else None for x in said}
-            said = {"<<": document[f"x-{name}"], **{k: v for k, v in said.items() if k not in moved}}
+            said = {
+                "<<": document[f"x-{name}"],
+                **{k: v for k, v in said.items() if k not in moved},
+            }
         (document["keys"] if name in cas else document["keys"]["nodes"])[name] = said
     return Hierarchy(document, draw(dumped(document)), wants)
 
@@ -519,7 +614,10 @@ def depth(above: dict[str, str | None], name: str) -> int:
 @st.composite
 def dumped(draw: Any, document: Any) -> str:
     """Write YAML in one of its styles."""
-    styles = {"default_style": st.sampled_from([None, '"', "'"]), "allow_unicode": st.booleans()}
+    styles = {
+        "default_style": st.sampled_from([None, '"', "'"]),
+        "allow_unicode": st.booleans(),
+    }
     styles |= {"default_flow_style": st.sampled_from([None, False, True])}
     how = {name: draw(values) for name, values in styles.items()}
     text: str = yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=False, **how)
@@ -527,7 +625,9 @@ def dumped(draw: Any, document: Any) -> str:
 
 
 @sizes(40, 600)
-def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(examples: int) -> None:
+def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(
+    examples: int,
+) -> None:
     """Subject, extensions, validity and key are as they were written; a second run changes no certificate."""
 
     def check(hierarchy: Hierarchy) -> None:
@@ -537,7 +637,9 @@ def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(exa
             again = main(folder)
             assert again.status == 0
             assert all("due for --renew" in each for each in again.lines)
-            assert {path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")} == before
+            assert {
+                path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")
+            } == before
 
     fuzz(examples, hierarchies(), check)
 
@@ -593,20 +695,30 @@ def parts(text: str) -> list[str]:
 
 
 WORDS = [  # what is nearly a value
-    *parts("NO|0123|null|~|| |$|$$|$nodes|${name}|critical|critical,|,|CA:TRUE|pathlen:0|99999y|-99999y|0h"),
-    *parts("9999-12-31|0000-00-00|2026-13-45|1950-01-01|2090-01-01T|2090-01-01T24:00:00|DNS:|DNS:a|IP:::/0"),
+    *parts(
+        "NO|0123|null|~|| |$|$$|$nodes|${name}|critical|critical,|,|CA:TRUE|pathlen:0|99999y|-99999y|0h"
+    ),
+    *parts(
+        "9999-12-31|0000-00-00|2026-13-45|1950-01-01|2090-01-01T|2090-01-01T24:00:00|DNS:|DNS:a|IP:::/0"
+    ),
     *parts(
         "IP:fe80::1%1|URI:x:y|DER:|DER:00|DER:3003|root|master|node|hash|keyid|ed448|sha256|permitted;DNS:a|.."
     ),
-    *parts("excluded;IP:0.0.0.0/0|a/b|<<|2.999|0.0|2.5.29.9|2.5.29.18|2.5.29.20|2.5.29.36|2.5.29.46"),
+    *parts(
+        "excluded;IP:0.0.0.0/0|a/b|<<|2.999|0.0|2.5.29.9|2.5.29.18|2.5.29.20|2.5.29.36|2.5.29.46"
+    ),
     *["1.3.6.1.5.5.7.1.24", "1.3.6.1.4.1.11129.2.4.3", "9" * 5000],
 ]
 RAW = [  # what YAML makes something else of
     *parts(
         "NO|0123|0x1F|1:30|1e999|.nan|.inf|2001-01-01|=|~|[[[]]]|*nobody|!!str|%|@|`|'|...|---|{a: 1, a: 2}"
     ),
-    *parts("&a [*a]|&b {<<: *b}|{<<: [{key: a}, 1]}|{? [1] : 2}|{? {a: 1} : 2}|!!binary x|!x y|- x|? |#"),
-    *parts("!!int x|!!float x|!!timestamp x|!!bool x|!!set {a}|!!python/object:os.system x|!!omap [a: 1]"),
+    *parts(
+        "&a [*a]|&b {<<: *b}|{<<: [{key: a}, 1]}|{? [1] : 2}|{? {a: 1} : 2}|!!binary x|!x y|- x|? |#"
+    ),
+    *parts(
+        "!!int x|!!float x|!!timestamp x|!!bool x|!!set {a}|!!python/object:os.system x|!!omap [a: 1]"
+    ),
     *[
         "!!pairs [1]",
         "!!null x",
@@ -623,11 +735,20 @@ RAW = [  # what YAML makes something else of
     *["[" * 3000, "9" * 5000, "0b" + "1" * 5000, "1:" * 500 + "1"],
 ]
 SCALARS: st.SearchStrategy[Any] = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=9)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=9)
 )
-SCALARS |= st.dates() | st.datetimes() | st.sampled_from(WORDS) | st.integers(-(10**400), 10**400)
+SCALARS |= (
+    st.dates() | st.datetimes() | st.sampled_from(WORDS) | st.integers(-(10**400), 10**400)
+)
 JUNK = st.recursive(
-    SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(SCALARS, x, max_size=3), max_leaves=5
+    SCALARS,
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(SCALARS, x, max_size=3),
+    max_leaves=5,
 )
 
 
@@ -650,7 +771,9 @@ def damaged(draw: Any) -> str:
             break
         mapping, field = draw(st.sampled_from(fields))
         match draw(
-            st.sampled_from(["junk", "word", "raw", "remove", "rename", "add", "twice", "edit", "move"])
+            st.sampled_from(
+                ["junk", "word", "raw", "remove", "rename", "add", "twice", "edit", "move"]
+            )
         ):
             case "junk":
                 mapping[field] = draw(JUNK)
@@ -671,7 +794,9 @@ def damaged(draw: Any) -> str:
                 old = str(mapping[field])
                 place = draw(st.integers(0, len(old)))
                 mapping[field] = (
-                    old[:place] + draw(st.text(max_size=2)) + old[place + draw(st.integers(0, 2)) :]
+                    old[:place]
+                    + draw(st.text(max_size=2))
+                    + old[place + draw(st.integers(0, 2)) :]
                 )
             case "move":
                 other, name = draw(st.sampled_from(fields))
@@ -690,7 +815,9 @@ def faulty(draw: Any) -> str:
     if draw(st.booleans()):
         mapping[f"{field}@TWICE@"] = mapping[field]
     else:
-        mapping[draw(st.text("xyz", min_size=1))] = draw(st.text(max_size=5) | st.booleans() | st.integers())
+        mapping[draw(st.text("xyz", min_size=1))] = draw(
+            st.text(max_size=5) | st.booleans() | st.integers()
+        )
     text: str = draw(dumped(document))
     return text.replace("@TWICE@", "")
 
@@ -701,7 +828,11 @@ def edited(draw: Any) -> bytes:
     text: str = re.sub(" *#.*\n", "\n", SHIPPED)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(text)))
-        piece = draw(st.text(max_size=3) | st.sampled_from([*RAW, *WORDS]) | st.sampled_from(text.split()))
+        piece = draw(
+            st.text(max_size=3)
+            | st.sampled_from([*RAW, *WORDS])
+            | st.sampled_from(text.split())
+        )
         text = text[:place] + piece + text[place + draw(st.integers(0, 12)) :]
         if draw(st.integers(0, 3)) == 0:
             lines = text.split("\n")
@@ -709,7 +840,9 @@ def edited(draw: Any) -> bytes:
             there = place % (len(lines) + 1)
             lines[there:there] = [taken] * draw(st.integers(0, 2))
             text = "\n".join(lines)
-    data: bytes = text.encode(draw(st.sampled_from(["utf-8"] * 8 + ["utf-16", "utf-8-sig"])), "ignore")
+    data: bytes = text.encode(
+        draw(st.sampled_from(["utf-8"] * 8 + ["utf-16", "utf-8-sig"])), "ignore"
+    )
     end: bytes = draw(st.sampled_from([b""] * 8 + [b"\xff", b"\0"]))
     return data + end
 
@@ -727,14 +860,18 @@ def refused_or_right(examples: int, strategy: st.SearchStrategy[Any]) -> Counter
 
 
 @sizes(80, 2400)
-def test_a_damaged_configuration_is_refused_in_one_line_or_makes_what_verifies(examples: int) -> None:
+def test_a_damaged_configuration_is_refused_in_one_line_or_makes_what_verifies(
+    examples: int,
+) -> None:
     """Junk, omissions, repetitions and unknown fields anywhere: nothing is written, or all is right."""
     seen = refused_or_right(examples, damaged())
     assert seen[2] > examples / 3 and seen[0]
 
 
 @sizes(30, 600)
-def test_a_field_that_is_unknown_or_stands_twice_is_refused_wherever_it_is(examples: int) -> None:
+def test_a_field_that_is_unknown_or_stands_twice_is_refused_wherever_it_is(
+    examples: int,
+) -> None:
     """A fault that is always one: else a misspelt field would be none, and a second one would win."""
     assert {*refused_or_right(examples, faulty())} == {2}
 
@@ -760,14 +897,25 @@ def tiny(ca: Any = None, node: Any = None, **times: Any) -> str:
     entries: dict[str, Any] = {
         "root": {**common, "validity": {"notAfter": "9999-12-31"}, "extensions": root},
         "nodes": {
-            "node": {**common, "issuer": "root", "validity": {"notAfter": "1d", **times}, "extensions": leaf}
+            "node": {
+                **common,
+                "issuer": "root",
+                "validity": {"notAfter": "1d", **times},
+                "extensions": leaf,
+            }
         },
     }
     text: str = yaml.dump({"keys": entries}, Dumper=yaml.CSafeDumper)
     return text
 
 
-FIELDS = ["basicConstraints", "keyUsage", "subjectKeyIdentifier", "authorityKeyIdentifier", "nameConstraints"]
+FIELDS = [
+    "basicConstraints",
+    "keyUsage",
+    "subjectKeyIdentifier",
+    "authorityKeyIdentifier",
+    "nameConstraints",
+]
 FIELDS += OPTIONAL
 WIDE_OID = OIDS_ | st.sampled_from(
     ["2.5.29.9", "2.5.29.20", "2.5.29.36", "2.5.29.54", "1.3.6.1.5.5.7.1.24", "2.999.1"]
@@ -778,7 +926,9 @@ WIDE_OID = OIDS_ | st.sampled_from(
 def one_extension(draw: Any) -> tuple[str, str, bool, x509.ExtensionType | None, bool]:
     """Draw whose an extension is, and all that it says."""
     is_ca = draw(st.booleans())
-    field = draw(st.sampled_from(FIELDS if is_ca else [x for x in FIELDS if x != "nameConstraints"]))
+    field = draw(
+        st.sampled_from(FIELDS if is_ca else [x for x in FIELDS if x != "nameConstraints"])
+    )
     field = draw(OIDS_) if field == "OID" else field
     written, value, critical = draw(extension(field, is_ca))
     return field, written, is_ca, value, critical
@@ -794,10 +944,16 @@ def test_an_extension_is_certified_as_it_is_written(examples: int) -> None:
             result = main(folder)
             assert (result.status, result.err) == (0, "")
             verify(folder / "keys")
-            made = certificate(folder / "keys" / ("root" if is_ca else "node") / "cert.pem").extensions
+            made = certificate(
+                folder / "keys" / ("root" if is_ca else "node") / "cert.pem"
+            ).extensions
             found = {each.oid: (each.value, each.critical) for each in made}
             assert len(found) == (
-                4 if is_ca and field not in FIELDS[:3] else 3 if is_ca else 1 + (field != FIELDS[3])
+                4
+                if is_ca and field not in FIELDS[:3]
+                else 3
+                if is_ca
+                else 1 + (field != FIELDS[3])
             )
             assert value is None or found[value.oid] == (value, critical)
 
@@ -812,18 +968,26 @@ def any_extension(draw: Any) -> str:
     fit = extension(field, is_ca).map(lambda x: x[0])
     part = st.text(max_size=12) | st.sampled_from([*WORDS, *CA_USAGES, *PURPOSES]) | fit
     part |= st.builds(
-        "{}{}".format, st.sampled_from(["DNS:", "IP:", "URI:", "email:", "DER:", "excluded;DNS:"]), part
+        "{}{}".format,
+        st.sampled_from(["DNS:", "IP:", "URI:", "email:", "DER:", "excluded;DNS:"]),
+        part,
     )
     value = draw(
-        fit if draw(st.integers(0, 3)) == 0 else st.lists(part, min_size=1, max_size=3).map(", ".join)
+        fit
+        if draw(st.integers(0, 3)) == 0
+        else st.lists(part, min_size=1, max_size=3).map(", ".join)
     )
     place = draw(st.integers(0, len(value)))
-    value = value[:place] + draw(st.text(max_size=1)) + value[place + draw(st.integers(0, 1)) :]
+    value = (
+        value[:place] + draw(st.text(max_size=1)) + value[place + draw(st.integers(0, 1)) :]
+    )
     return tiny(**{"ca" if is_ca else "node": {field: value}})
 
 
 @sizes(60, 1500)
-def test_any_text_as_an_extension_is_refused_in_one_line_or_makes_what_verifies(examples: int) -> None:
+def test_any_text_as_an_extension_is_refused_in_one_line_or_makes_what_verifies(
+    examples: int,
+) -> None:
     """Parts of values in the wrong place, with a letter too much or too few."""
     assert refused_or_right(examples, any_extension())[2] > examples / 4
 
@@ -831,14 +995,22 @@ def test_any_text_as_an_extension_is_refused_in_one_line_or_makes_what_verifies(
 @st.composite
 def constrained(draw: Any) -> str:
     """Draw names, and the names that the CA above admits."""
-    names = NAMES | st.sampled_from([("DNS:a.b", 0), ("IP:10.0.0.1", 0), ("email:x@a.b", 0), ("DNS:A.B", 0)])
+    names = NAMES | st.sampled_from(
+        [("DNS:a.b", 0), ("IP:10.0.0.1", 0), ("email:x@a.b", 0), ("DNS:A.B", 0)]
+    )
     texts = names.map(lambda x: x[0])
     alternative = ", ".join(draw(st.lists(texts, min_size=1, max_size=3, unique_by=str.lower)))
-    subtree = SUBTREES.map(lambda x: x[0]) | st.sampled_from(["DNS:b", "DNS:.b", "DNS:a.b", "IP:10.0.0.0/8"])
-    subtree |= st.sampled_from(["IP:::/0", "email:a.b", "email:x@a.b", "URI:.b", "IP:0.0.0.0/0"])
+    subtree = SUBTREES.map(lambda x: x[0]) | st.sampled_from(
+        ["DNS:b", "DNS:.b", "DNS:a.b", "IP:10.0.0.0/8"]
+    )
+    subtree |= st.sampled_from(
+        ["IP:::/0", "email:a.b", "email:x@a.b", "URI:.b", "IP:0.0.0.0/0"]
+    )
     limits = st.builds("{};{}".format, st.sampled_from(["permitted", "excluded"]), subtree)
     constraints = ", ".join(draw(st.lists(limits, min_size=1, max_size=3, unique=True)))
-    return tiny({"nameConstraints": f"critical, {constraints}"}, {"subjectAltName": alternative})
+    return tiny(
+        {"nameConstraints": f"critical, {constraints}"}, {"subjectAltName": alternative}
+    )
 
 
 @sizes(30, 700)
@@ -876,13 +1048,19 @@ TIMES = (
     | st.builds("{:04}-{:02}-{:02}{}".format, *[st.integers(0, 9999)] * 3, DIGITS)
 )
 TIMES |= st.builds(
-    "{:04}-{:02}-{:02}{}".format, st.integers(1, 9999), st.integers(0, 13), st.integers(0, 32), DIGITS
+    "{:04}-{:02}-{:02}{}".format,
+    st.integers(1, 9999),
+    st.integers(0, 13),
+    st.integers(0, 32),
+    DIGITS,
 )
 TIMES |= st.builds("{}{}".format, st.integers(-100000, 100000), st.sampled_from("hdwyHm"))
 
 
 @sizes(30, 700)
-def test_any_text_as_a_time_is_refused_in_one_line_or_makes_what_verifies(examples: int) -> None:
+def test_any_text_as_a_time_is_refused_in_one_line_or_makes_what_verifies(
+    examples: int,
+) -> None:
     """Days and months that do not exist, years too far, digits of other scripts."""
     field = st.sampled_from(["notBefore", "notAfter"])
     assert refused_or_right(examples, st.builds(lambda x, y: tiny(**{x: y}), field, TIMES))[2]
@@ -899,15 +1077,21 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, phrase = unlocked(folder / "keys" / "client" / "key.pem")
     key: Any = serialization.load_pem_private_key(data, phrase)
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, hashes.SHA256())
-    (folder / "keys" / "client" / "csr.pem").write_bytes(request.public_bytes(serialization.Encoding.PEM))
+    (folder / "keys" / "client" / "csr.pem").write_bytes(
+        request.public_bytes(serialization.Encoding.PEM)
+    )
     root = certificate(folder / "keys" / "root" / "cert.pem")
     higher = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Company")])
     builder = x509.CertificateBuilder(higher, root.subject, root.public_key()).serial_number(7)
-    builder = builder.not_valid_before(root.not_valid_before_utc).not_valid_after(root.not_valid_after_utc)
+    builder = builder.not_valid_before(root.not_valid_before_utc).not_valid_after(
+        root.not_valid_after_utc
+    )
     for extension in root.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
     cross = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-    (folder / "keys" / "root" / "cross.pem").write_bytes(cross.public_bytes(serialization.Encoding.PEM))
+    (folder / "keys" / "root" / "cross.pem").write_bytes(
+        cross.public_bytes(serialization.Encoding.PEM)
+    )
     result = main(folder)
     assert (result.status, result.err) == (0, "")
     return folder
@@ -966,7 +1150,11 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
     """No key and nothing that is kept is overwritten; what is derived is right, or an error line says why."""
     names = sorted(path.relative_to(whole) for path in whole.glob("keys/**/*.pem"))
     original = {name: state(whole / name) for name in names}
-    derived = {name for name in names if name.name in DERIVED and (name.name != "crl.pem" or is_nodes(name))}
+    derived = {
+        name
+        for name in names
+        if name.name in DERIVED and (name.name != "crl.pem" or is_nodes(name))
+    }
 
     def check(drawn: list[tuple[Path, Damage]]) -> None:
         with scratch() as place:
@@ -981,10 +1169,16 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
                     harmed |= {*harm(damage, folder / name, files, others[0])}
             before = {name: state(folder / name) for name in names}
             result = main(folder)
-            assert result.status == int(any(each.startswith("error: ") for each in result.lines)), result
+            assert result.status == int(
+                any(each.startswith("error: ") for each in result.lines)
+            ), result
             after = {name: state(folder / name) for name in names}
             for name in names:  # a CA's list may only get back the form that it had
-                mine = [before[name], original[name]] if name.name == "crl.pem" else [before[name]]
+                mine = (
+                    [before[name], original[name]]
+                    if name.name == "crl.pem"
+                    else [before[name]]
+                )
                 assert name in derived or after[name] in mine, (name, result)
             if result.status == 0:
                 assert {name: after[name][1] for name in derived} == {
@@ -995,11 +1189,19 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
                 shutil.copy2(whole / path.relative_to(folder), path)
             result = main(folder)
             assert (result.status, result.err) == (0, "")
-            assert {path.relative_to(folder) for path in folder.glob("keys/**/*.pem")} == {*names}
-            assert {name: state(folder / name)[1] for name in names} == {x: original[x][1] for x in names}
+            assert {path.relative_to(folder) for path in folder.glob("keys/**/*.pem")} == {
+                *names
+            }
+            assert {name: state(folder / name)[1] for name in names} == {
+                x: original[x][1] for x in names
+            }
 
     damage = st.builds(Damage, st.sampled_from(KINDS), PARTS, PARTS)
-    fuzz(examples, st.lists(st.tuples(st.sampled_from(names), damage), min_size=1, max_size=2), check)
+    fuzz(
+        examples,
+        st.lists(st.tuples(st.sampled_from(names), damage), min_size=1, max_size=2),
+        check,
+    )
     verify(whole / "keys")
 
 

@@ -68,7 +68,9 @@ def descriptors() -> Iterator[int]:
 
 def identify(context: ssl.SSLContext, keys: Path) -> ssl.SSLContext:
     """Give a context a folder's key and chain."""
-    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
+    context.load_cert_chain(
+        keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
+    )
     return context
 
 
@@ -101,7 +103,9 @@ def plain(port: int, buffer: int | None = None) -> socket.socket:
 
 def tls(port: int, context: ssl.SSLContext, buffer: int | None = None) -> ssl.SSLSocket:
     """Connect and complete the handshake."""
-    return context.wrap_socket(plain(port, buffer), server_hostname="localhost", suppress_ragged_eofs=False)
+    return context.wrap_socket(
+        plain(port, buffer), server_hostname="localhost", suppress_ragged_eofs=False
+    )
 
 
 def exchange(port: int, context: ssl.SSLContext) -> float:
@@ -150,8 +154,12 @@ class Footprint(NamedTuple):
 def footprint(server: Server) -> Footprint:
     """Return what a server holds."""
     folder = Path(f"/proc/{server.process.pid}")
-    status = dict(re.findall(r"^(Threads|VmRSS):\s+(\d+)", (folder / "status").read_text(), re.M))
-    return Footprint(int(status["Threads"]), len(os.listdir(folder / "fd")), int(status["VmRSS"]))
+    status = dict(
+        re.findall(r"^(Threads|VmRSS):\s+(\d+)", (folder / "status").read_text(), re.M)
+    )
+    return Footprint(
+        int(status["Threads"]), len(os.listdir(folder / "fd")), int(status["VmRSS"])
+    )
 
 
 def settled(server: Server, before: Footprint) -> Footprint:
@@ -200,12 +208,16 @@ os._exit(script.main())  # as the scripts do
 def tuned(script: Path, folder: Path, *settings: str) -> Path:
     """Return a program that is one of the scripts, with other constants or limits."""
     path = folder / f"tuned_{script.stem}_{len(list(folder.iterdir()))}.py"
-    path.write_text(TUNED.format(folder=str(script.parent), name=script.stem, settings="\n".join(settings)))
+    path.write_text(
+        TUNED.format(folder=str(script.parent), name=script.stem, settings="\n".join(settings))
+    )
     return path
 
 
 @pytest.fixture
-def tune(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server]) -> Tune:
+def tune(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server]
+) -> Tune:
     """Start servers with other constants or limits, given as lines of Python."""
 
     def start(*settings: str, env: dict[str, str] = PHRASES) -> Server:
@@ -219,7 +231,9 @@ def tune(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Cal
 def server(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server as it stands, that one attack after the other goes against."""
     folder = tmp_path_factory.mktemp("attacked")
-    running = Server("-k", str(made / "keys/server"), cwd=folder, env=PHRASES if MENDED else LENIENT)
+    running = Server(
+        "-k", str(made / "keys/server"), cwd=folder, env=PHRASES if MENDED else LENIENT
+    )
     yield running
     running.process.kill()
     running.process.wait()
@@ -333,7 +347,9 @@ def sends_what_is_no_record(port: int, context: ssl.SSLContext) -> Generator[Non
         yield from idle()
 
 
-def sends_64_kib_and_no_newline(port: int, context: ssl.SSLContext) -> Generator[None, None, None]:
+def sends_64_kib_and_no_newline(
+    port: int, context: ssl.SSLContext
+) -> Generator[None, None, None]:
     with tls(port, context) as connection:
         connection.sendall(b"a" * MAX_LINE)
         yield from idle()
@@ -345,7 +361,9 @@ def sends_half_a_line(port: int, context: ssl.SSLContext) -> Generator[None, Non
         yield from idle()
 
 
-def sends_megabytes_and_reads_nothing(port: int, context: ssl.SSLContext) -> Generator[None, None, None]:
+def sends_megabytes_and_reads_nothing(
+    port: int, context: ssl.SSLContext
+) -> Generator[None, None, None]:
     record = (b"a" * 1023 + b"\n") * 16  # goes whole or not at all
     with tls(port, context, buffer=4096) as connection:
         connection.settimeout(0)
@@ -443,7 +461,9 @@ def attacks() -> Iterator[object]:
         few, many = (100, 1000) if hostile in WITHOUT_KEYS else (10, 300)
         many = 50 if hostile is sends_megabytes_and_reads_nothing else many
         yield pytest.param(hostile, few, 10, id=f"{few}-{hostile.__name__}")
-        yield pytest.param(hostile, many, 200, id=f"{many}-{hostile.__name__}", marks=pytest.mark.slow)
+        yield pytest.param(
+            hostile, many, 200, id=f"{many}-{hostile.__name__}", marks=pytest.mark.slow
+        )
 
 
 @pytest.mark.parametrize(("hostile", "count", "exchanges"), list(attacks()))
@@ -462,7 +482,9 @@ def test_an_attack_stops_no_good_client_and_leaves_nothing_behind(
         skip(f"{descriptors} descriptors are too few for {count} clients")
     before = settled(server, rest)
     out, err = server.out.stat().st_size, server.err.stat().st_size
-    for _ in range(5):  # memory that was never needed before stays; a leak grows by the same each time
+    for _ in range(
+        5
+    ):  # memory that was never needed before stays; a leak grows by the same each time
         with horde([hostile] * count, server.port, good):
             latency = measure(exchanges, server.port, good)
         after = settled(server, rest)
@@ -506,7 +528,10 @@ def test_those_who_stop_after_their_handshake_are_ended_and_those_who_go_on_are_
         with horde(idlers * 2, server.port, good):
             wait_for(
                 server,
-                lambda: ask(held, b"still here") == b"still here" and footprint(server)[:2] == before[:2],
+                lambda: (
+                    ask(held, b"still here") == b"still here"
+                    and footprint(server)[:2] == before[:2]
+                ),
             )
             assert ask(held, b"hola") == b"hello"
     text = "\n".join(complaints(server))
@@ -537,19 +562,27 @@ def test_past_the_limit_newcomers_wait_and_those_being_served_are_not_harmed(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
     limit = 12
-    server = tune(f"script.MAX_CONNECTIONS = {limit}", "script.PAUSE = 0.1", "script.MIN_THREADS = 1")
+    server = tune(
+        f"script.MAX_CONNECTIONS = {limit}", "script.PAUSE = 0.1", "script.MIN_THREADS = 1"
+    )
     first = footprint(server).threads
     with ThreadPoolExecutor(20) as pool:
         with contextlib.ExitStack() as stack:
             held = [stack.enter_context(tls(server.port, good)) for _ in range(limit - first)]
             assert [ask(each, b"hola") for each in held] == [b"hello"] * len(held)
-            for _ in range(10):  # one more takes the last place, or hangs on nothing for two minutes
+            for _ in range(
+                10
+            ):  # one more takes the last place, or hangs on nothing for two minutes
                 stack.enter_context(plain(server.port))
             wait_for(server, lambda: footprint(server).threads > limit)
             newcomers = [pool.submit(exchange, server.port, good) for _ in range(20)]
             for number in range(50):
-                assert [ask(each, b"%d" % number) for each in held] == [b"%d" % number] * len(held)
-                assert footprint(server).threads <= limit + 2  # at most one too many for each address
+                assert [ask(each, b"%d" % number) for each in held] == [b"%d" % number] * len(
+                    held
+                )
+                assert (
+                    footprint(server).threads <= limit + 2
+                )  # at most one too many for each address
             assert not any(each.done() for each in newcomers)
         assert all(each.result(PATIENCE) > 0 for each in newcomers)
     wait_for(server, lambda: footprint(server).threads == first)
@@ -557,7 +590,9 @@ def test_past_the_limit_newcomers_wait_and_those_being_served_are_not_harmed(
     complaints(server)
 
 
-@pytest.mark.parametrize(("limit", "count"), [(64, 150), pytest.param(256, 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("limit", "count"), [(64, 150), pytest.param(256, 1000, marks=pytest.mark.slow)]
+)
 def test_a_flood_that_takes_all_descriptors_harms_no_one_being_served_and_passes(
     tune: Tune, good: ssl.SSLContext, record_property: Record, limit: int, count: int
 ) -> None:
@@ -650,15 +685,23 @@ def test_20000_exchanges_leave_memory_threads_and_descriptors_flat(
         row()
     lasted = time.monotonic() - begun
     late = settled(server, first)
-    result = f"{early.memory} KiB after 5000, {late.memory} KiB after 20000, {15000 / lasted:.0f}/s"
+    result = (
+        f"{early.memory} KiB after 5000, {late.memory} KiB after 20000, {15000 / lasted:.0f}/s"
+    )
     record_property("memory", result)
     print(f"\nuptime: {result}")
     assert late.memory <= early.memory * 1.05, result
     assert complaints(server) == []
     wait_for(server, lambda: server.out.read_text().count("closed\n") == 20000)
     counts = Counter(server.out.read_text().splitlines())
-    assert (counts["accepted"], counts["read: [hola]"], counts["closed"]) == (20000, 18000, 20000)
-    assert all(counts[f"read: [{number}]"] == 2000 for number in range(10)) and len(counts) == 13
+    assert (counts["accepted"], counts["read: [hola]"], counts["closed"]) == (
+        20000,
+        18000,
+        20000,
+    )
+    assert (
+        all(counts[f"read: [{number}]"] == 2000 for number in range(10)) and len(counts) == 13
+    )
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
@@ -679,7 +722,9 @@ def test_a_signal_ends_it_within_two_seconds_after_what_was_sent_is_answered(
             each.sendall(b"%d\n" % number)
         begun = time.monotonic()
         server.process.send_signal(how)
-        assert [each.recv(99) for each in held] == [b"%d\n" % number for number in range(count)]
+        assert [each.recv(99) for each in held] == [
+            b"%d\n" % number for number in range(count)
+        ]
         assert server.process.wait(DEADLINE) == status
         lasted = time.monotonic() - begun
         again = serve("--port", str(server.port), "-k", str(made / "keys/server"))
@@ -738,13 +783,21 @@ def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKe
 
 
 def issue(
-    folder: Path, made: Path, node: str, names: Sequence[x509.NameAttribute[str]], others: x509.ExtensionType
+    folder: Path,
+    made: Path,
+    node: str,
+    names: Sequence[x509.NameAttribute[str]],
+    others: x509.ExtensionType,
 ) -> Path:
     """Make a node's folder with a key and certificate for any names, by the master CA; return it."""
     issuer, signer = authority(made)
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(timezone.utc)
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH if node == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
+    purpose = (
+        ExtendedKeyUsageOID.SERVER_AUTH
+        if node == "server"
+        else ExtendedKeyUsageOID.CLIENT_AUTH
+    )
     extensions: list[x509.ExtensionType] = [
         x509.ExtendedKeyUsage([purpose]),
         x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
@@ -767,7 +820,9 @@ def issue(
     (folder / "fullchain.pem").write_bytes(
         leaf.public_bytes(Encoding.PEM) + issuer.public_bytes(Encoding.PEM)
     )
-    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
     (folder / "ca.pem").write_bytes((made / f"keys/{node}/ca.pem").read_bytes())
     (folder / "crl.pem").write_bytes((made / f"keys/{node}/crl.pem").read_bytes())
     return folder
@@ -776,8 +831,24 @@ def issue(
 def self_signed(folder: Path, made: Path) -> Path:
     """Make a client's folder whose certificate is signed by itself; return it."""
     folder.mkdir()
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "fullchain.pem"), "-subj", "/CN=client"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ]
+    files = [
+        "-keyout",
+        str(folder / "key.pem"),
+        "-out",
+        str(folder / "fullchain.pem"),
+        "-subj",
+        "/CN=client",
+    ]
     subprocess.run([*command, *files], check=True, capture_output=True, timeout=DEADLINE)
     for name in ("ca.pem", "crl.pem"):
         (folder / name).write_bytes((made / f"keys/client/{name}").read_bytes())
@@ -822,9 +893,16 @@ IN_FLIGHT = [
 ]
 
 
-@pytest.mark.parametrize(("count", "scripts"), [(50, 3), pytest.param(1000, 36, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "scripts"), [(50, 3), pytest.param(1000, 36, marks=pytest.mark.slow)]
+)
 def test_a_refused_client_with_data_in_flight_always_learns_why(
-    made: Path, tmp_path: Path, serve: Callable[..., Server], good: ssl.SSLContext, count: int, scripts: int
+    made: Path,
+    tmp_path: Path,
+    serve: Callable[..., Server],
+    good: ssl.SSLContext,
+    count: int,
+    scripts: int,
 ) -> None:
     server = serve("-k", str(made / "keys/server"))
     for writes in IN_FLIGHT:  # the twins: the same data from a client that is accepted
@@ -833,13 +911,23 @@ def test_a_refused_client_with_data_in_flight_always_learns_why(
                 connection.sendall(data)
             assert connection.recv(1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    wait_for(server, lambda: len(complaints(server)) == len(IN_FLIGHT))  # all were cut off by us
+    wait_for(
+        server, lambda: len(complaints(server)) == len(IN_FLIGHT)
+    )  # all were cut off by us
     start = server.err.stat().st_size
 
     stranger = self_signed(tmp_path / "stranger", made)
     reasons = [
-        (trusting(made / "keys/client"), "alert certificate required", "did not return a certificate"),
-        (identify(trusting(stranger), stranger), "alert unknown ca", "self-signed certificate"),
+        (
+            trusting(made / "keys/client"),
+            "alert certificate required",
+            "did not return a certificate",
+        ),
+        (
+            identify(trusting(stranger), stranger),
+            "alert unknown ca",
+            "self-signed certificate",
+        ),
         (
             identify(trusting(made / "keys/server"), made / "keys/server"),
             "alert unsupported certificate",
@@ -852,15 +940,22 @@ def test_a_refused_client_with_data_in_flight_always_learns_why(
         learnt = Counter(
             (alert, refusal)
             for (_, alert, _, _), refusal in zip(
-                tasks, pool.map(lambda task: learn(server.port, task[0], task[3]), tasks), strict=True
+                tasks,
+                pool.map(lambda task: learn(server.port, task[0], task[3]), tasks),
+                strict=True,
             )
         )
-        assert {refusal for _, refusal in learnt} == {Refusal("", alert, "") for _, alert, _ in reasons}
+        assert {refusal for _, refusal in learnt} == {
+            Refusal("", alert, "") for _, alert, _ in reasons
+        }
         assert all(alert == refusal.alert for alert, refusal in learnt), learnt
         results = list(
             pool.map(
                 lambda number: client(
-                    server.port, [stranger, made / "keys/server"][number % 2], "a" * 65535, "hola"
+                    server.port,
+                    [stranger, made / "keys/server"][number % 2],
+                    "a" * 65535,
+                    "hola",
                 ),
                 range(scripts),
             )
@@ -875,14 +970,18 @@ def test_a_refused_client_with_data_in_flight_always_learns_why(
     expected = Counter(task[2] for task in tasks)
     expected.update(reasons[1 + number % 2][2] for number in range(scripts))
     lines = complaints(server, start)
-    assert {words: sum(words in line for line in lines) for words in expected} == dict(expected)
+    assert {words: sum(words in line for line in lines) for words in expected} == dict(
+        expected
+    )
 
 
 # --- Hostile servers ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def hostile_server(behave: Callable[[socket.socket], None], buffer: int | None = None) -> Iterator[int]:
+def hostile_server(
+    behave: Callable[[socket.socket], None], buffer: int | None = None
+) -> Iterator[int]:
     """Serve each client in a thread as told, until the block ends; yield the port."""
     listener = socket.socket()
     if buffer:
@@ -999,7 +1098,10 @@ ENDS: dict[str, tuple[Behaviour, str]] = {
     "drips-for-ever": (drip, "too slow"),
     "resets-mid-answer": (cut_mid_answer, "reset|end of input|EOF|cut short"),
     "cuts-mid-record": (cut_mid_record, "EOF|unexpected eof|end of input|cut short"),
-    "damages-a-record": (damage_a_record, "bad record mac|decryption failed|record layer failure"),
+    "damages-a-record": (
+        damage_a_record,
+        "bad record mac|decryption failed|record layer failure",
+    ),
 }
 PLAIN_ENDS: dict[str, tuple[Callable[[socket.socket], None], str]] = {
     "stops-mid-handshake": (stop_mid_handshake, "timed out"),
@@ -1016,7 +1118,9 @@ class Verdict(NamedTuple):
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(36, marks=pytest.mark.slow)])
-def test_a_client_learns_why_from_a_server_that_resets_while_it_writes(made: Path, count: int) -> None:
+def test_a_client_learns_why_from_a_server_that_resets_while_it_writes(
+    made: Path, count: int
+) -> None:
     context = identify(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), made / "keys/server")
     context.verify_mode = ssl.CERT_REQUIRED  # and trusts no one
 
@@ -1024,7 +1128,9 @@ def test_a_client_learns_why_from_a_server_that_resets_while_it_writes(made: Pat
         with pytest.raises(ssl.SSLError):
             context.wrap_socket(raw, server_side=True)  # closes with data unread, which resets
 
-    with hostile_server(refuse, buffer=2048) as port:  # so small that the client's write has to wait
+    with hostile_server(
+        refuse, buffer=2048
+    ) as port:  # so small that the client's write has to wait
         for _ in range(count):
             result = client(port, made / "keys/client", "a" * 65535)
             assert (result.returncode, result.stdout) == (1, "")
@@ -1033,7 +1139,9 @@ def test_a_client_learns_why_from_a_server_that_resets_while_it_writes(made: Pat
 
 
 @pytest.fixture(
-    scope="module", params=[1, pytest.param(10, marks=pytest.mark.slow)], ids=["hasty", "as-it-stands"]
+    scope="module",
+    params=[1, pytest.param(10, marks=pytest.mark.slow)],
+    ids=["hasty", "as-it-stands"],
 )
 def clients(
     request: pytest.FixtureRequest,
@@ -1044,7 +1152,9 @@ def clients(
     """The client, with a timeout of one second or as it stands, against each hostile server at once."""
     timeout: int = request.param
     settings = [f"script.TIMEOUT = {timeout}"] if timeout != 10 else []
-    program = tuned(CLIENT, tmp_path_factory.mktemp("client"), *settings) if settings else CLIENT
+    program = (
+        tuned(CLIENT, tmp_path_factory.mktemp("client"), *settings) if settings else CLIENT
+    )
     behaviours = {name: accepting(answering, behave) for name, (behave, _) in ENDS.items()}
     behaviours["answers-slowly"] = accepting(answering, answer_slowly)
     behaviours |= {name: behave for name, (behave, _) in PLAIN_ENDS.items()}
@@ -1081,7 +1191,9 @@ def test_a_client_of_a_hostile_server_ends_by_itself_with_a_line_that_says_so(
     assert re.search(ENDS.get(name, PLAIN_ENDS.get(name, (None, "")))[1], err), err
 
 
-def test_a_client_of_a_slow_server_that_answers_in_time_is_answered(clients: dict[str, Verdict]) -> None:
+def test_a_client_of_a_slow_server_that_answers_in_time_is_answered(
+    clients: dict[str, Verdict],
+) -> None:
     process, patience = clients["answers-slowly"]
     out, err = process.communicate(timeout=patience)
     assert (process.returncode, out, err) == (0, "connected\nread: [hello]\n", "")
@@ -1100,13 +1212,22 @@ UNITS: dict[str, list[bytes]] = {
     "c0-and-delete": characters(range(0x20), 0x7F),
     "c1": characters(range(0x80, 0xA0)),
     "line-separators": characters(0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029),
-    "bidirectional": characters(0x061C, 0x200E, 0x200F, range(0x202A, 0x202F), range(0x2066, 0x206A)),
+    "bidirectional": characters(
+        0x061C, 0x200E, 0x200F, range(0x202A, 0x202F), range(0x2066, 0x206A)
+    ),
     "zero-width": characters(
-        0xAD, 0x180E, range(0x200B, 0x200E), range(0x2060, 0x2065), 0xFEFF, range(0xFFF9, 0xFFFC)
+        0xAD,
+        0x180E,
+        range(0x200B, 0x200E),
+        range(0x2060, 0x2065),
+        0xFEFF,
+        range(0xFFF9, 0xFFFC),
     ),
     "spaces": characters(0xA0, 0x1680, range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000),
     "tags": characters(0xE0001, range(0xE0020, 0xE0080)),
-    "no-characters": characters(range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF, 0x1FFFF, 0x10FFFF, 0xE000, 0xF8FF),
+    "no-characters": characters(
+        range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF, 0x1FFFF, 0x10FFFF, 0xE000, 0xF8FF
+    ),
     "surrogates": characters(0xD800, 0xDBFF, 0xDC00, 0xDC80, 0xDCFF, 0xDFFF),
     "invalid": [bytes([byte]) for byte in range(0x80, 0x100)],
     "overlong": [
@@ -1147,7 +1268,9 @@ def hostile_lines(units: Sequence[bytes], seed: str) -> list[bytes]:
     """Return lines that hold each unit, mixtures of them, and one as long as a line may be."""
     chance = random.Random(seed)
     lines = [b"x" + unit + b"y" for unit in units]
-    lines += [fill([*units, b"ab ", "é".encode()], length, chance) for length in (3, 10, 100, 1000)]
+    lines += [
+        fill([*units, b"ab ", "é".encode()], length, chance) for length in (3, 10, 100, 1000)
+    ]
     lines.append(fill(units, MAX_LINE - 1, chance))
     return [line.replace(b"\n", b"") for line in lines]
 
@@ -1198,7 +1321,9 @@ def test_the_server_quotes_hostile_lines_on_one_printable_line_each(
 def test_the_client_quotes_hostile_answers_on_one_printable_line_each(
     made: Path, answering: ssl.SSLContext
 ) -> None:
-    lines = [line for kind in UNITS for line in hostile_lines(UNITS[kind], kind) if len(line) < 2000]
+    lines = [
+        line for kind in UNITS for line in hostile_lines(UNITS[kind], kind) if len(line) < 2000
+    ]
     lines += [line for line in hostile_lines(UNITS["everything"], "long") if len(line) > 2000]
     assert len(lines) > 700 and len(lines[-1]) == MAX_LINE - 1
 
@@ -1211,7 +1336,15 @@ def test_the_client_quotes_hostile_answers_on_one_printable_line_each(
 
     with hostile_server(behave) as port:
         result = subprocess.run(
-            [sys.executable, CLIENT, "--port", str(port), "-k", made / "keys/client", *["x"] * len(lines)],
+            [
+                sys.executable,
+                CLIENT,
+                "--port",
+                str(port),
+                "-k",
+                made / "keys/client",
+                *["x"] * len(lines),
+            ],
             env=environment(PHRASES),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -1230,7 +1363,16 @@ def test_text_that_is_harmless_is_shown_as_it_stands(
     made: Path, mirror: Server, good: ssl.SSLContext
 ) -> None:
     start = mirror.out.stat().st_size
-    texts = ["¡olé! 你好 🤖", "שלום", "مرحبا", "नमस्ते", "Ünïcödé", "\\n \\x1b", "a" * 65535, "😀" * 16000]
+    texts = [
+        "¡olé! 你好 🤖",
+        "שלום",
+        "مرحبا",
+        "नमस्ते",
+        "Ünïcödé",
+        "\\n \\x1b",
+        "a" * 65535,
+        "😀" * 16000,
+    ]
     result = client(mirror.port, made / "keys/client", *texts)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["connected", *(f"read: [{text}]" for text in texts)]
@@ -1244,7 +1386,11 @@ def test_codes_are_shown_of_what_a_terminal_lacks(
     expected = ["read: [robot: ok]", r"read: [\xdc \U0001f916]"]
     texts = ("robot: ok", "Ü 🤖")
     result = client(mirror.port, made / "keys/client", *texts, env=env)
-    assert (result.returncode, result.stderr, result.stdout.splitlines()[1:]) == (0, "", expected)
+    assert (result.returncode, result.stderr, result.stdout.splitlines()[1:]) == (
+        0,
+        "",
+        expected,
+    )
     plain = serve("-k", str(made / "keys/server"), env=env)
     result = client(plain.port, made / "keys/client", *texts)
     assert (result.returncode, result.stderr) == (0, "")
@@ -1260,7 +1406,9 @@ def test_closed_outputs_do_no_harm(made: Path, mirror: Server, redirections: str
     assert ("read: [" in result.stdout) == (redirections == "2>&-")
 
 
-def test_long_lines_of_clients_at_once_never_mix(made: Path, mirror: Server, good: ssl.SSLContext) -> None:
+def test_long_lines_of_clients_at_once_never_mix(
+    made: Path, mirror: Server, good: ssl.SSLContext
+) -> None:
     start = mirror.out.stat().st_size
     said = [chr(ord("a") + number) + "\x1b" * 16000 for number in range(8)]
 
@@ -1274,7 +1422,9 @@ def test_long_lines_of_clients_at_once_never_mix(made: Path, mirror: Server, goo
         list(pool.map(shout, said))
     wait_for(mirror, lambda: since(mirror.out, start).split(b"\n").count(b"closed") == 8)
     counts = Counter(printable(since(mirror.out, start)))
-    expected = {f"read: [{text[0]}{chr(92)}x1b{(chr(92) + 'x1b') * 15999}]": 2 for text in said}
+    expected = {
+        f"read: [{text[0]}{chr(92)}x1b{(chr(92) + 'x1b') * 15999}]": 2 for text in said
+    }
     assert counts == Counter({**expected, "accepted": 8, "closed": 8})
 
 
@@ -1283,7 +1433,9 @@ def test_a_hostile_request_line_of_http_is_answered_and_quoted(
     mirror: Server, good: ssl.SSLContext, kind: str
 ) -> None:
     start = mirror.out.stat().st_size
-    path = b"".join(unit for unit in UNITS[kind] if not re.search(r"\s", unit.decode(errors="ignore")))
+    path = b"".join(
+        unit for unit in UNITS[kind] if not re.search(r"\s", unit.decode(errors="ignore"))
+    )
     with tls(mirror.port, good) as connection:
         connection.sendall(b"GET /" + path + b" HTTP/1.1\r\nX: \x1b[2J\r\n\r\n")
         answer = b""
@@ -1292,7 +1444,9 @@ def test_a_hostile_request_line_of_http_is_answered_and_quoted(
             assert data
             answer += data
         connection.unwrap().close()
-    assert answer == b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
+    assert (
+        answer == b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
+    )
     (line,) = transcript(mirror, start)
     assert quoted(line).startswith("GET /") and quoted(line).endswith(" HTTP/1.1")
 
@@ -1337,7 +1491,12 @@ UTF8 = [
 
 def attributes(text: str) -> list[x509.NameAttribute[str]]:
     """Return a subject with a text in several places."""
-    places = (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.TITLE)
+    places = (
+        NameOID.COMMON_NAME,
+        NameOID.ORGANIZATION_NAME,
+        NameOID.ORGANIZATIONAL_UNIT_NAME,
+        NameOID.TITLE,
+    )
     return [x509.NameAttribute(place, text) for place in places]
 
 
@@ -1402,7 +1561,9 @@ def named(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 @pytest.fixture(scope="module")
 def verbose(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that shows whom it serves."""
-    running = Server("-v", "-k", str(made / "keys/server"), cwd=tmp_path_factory.mktemp("verbose"))
+    running = Server(
+        "-v", "-k", str(made / "keys/server"), cwd=tmp_path_factory.mktemp("verbose")
+    )
     yield running
     running.process.kill()
     running.process.wait()
@@ -1433,7 +1594,9 @@ def test_a_verbose_client_shows_hostile_names_on_one_printable_line(
 
     with hostile_server(accepting(context, behave)) as port:
         result = client(port, made / "keys/client", "-v")
-    assert (result.returncode, result.stdout) == (0, "connected\nread: [hello]\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "connected\nread: [hello]\n"), (
+        result.stderr
+    )
     (line,) = printable(result.stderr.encode())
     assert "TLSv1.3" in line and "DNS=localhost" in line
     assert ("=plain" in line) == (NAMES[case][0] == PLAIN_SUBJECT)
@@ -1449,6 +1612,8 @@ def test_names_that_are_no_text_are_at_most_an_error_line(
     wait_for(verbose, lambda: since(verbose.err, err).endswith(b"\n"))
     assert len(printable(since(verbose.err, err))) == 1
     context = identify(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), named("server", "invalid"))
-    with hostile_server(accepting(context, lambda connection: connection.sendall(b"hello\n"))) as port:
+    with hostile_server(
+        accepting(context, lambda connection: connection.sendall(b"hello\n"))
+    ) as port:
         result = client(port, made / "keys/client", "-v")
     assert len(printable(result.stderr.encode())) == 1

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
-from conftest import DEADLINE, GENERATE, PHRASES, configure, environment, generate, openssl, run
+from conftest import (
+    DEADLINE,
+    GENERATE,
+    PHRASES,
+    configure,
+    environment,
+    generate,
+    openssl,
+    run,
+)
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from folders import (
@@ -78,7 +87,12 @@ def test_the_first_run_makes_exactly_these_files(made: Path) -> None:
         assert {path.name for path in (made / "keys" / name).iterdir()} == ca_files
     for name in ("server", "client"):
         assert {path.name for path in (made / "keys" / name).iterdir()} == NODE_FILES
-    assert {p.name for p in (made / "keys").iterdir()} == {"root", "master", "server", "client"}
+    assert {p.name for p in (made / "keys").iterdir()} == {
+        "root",
+        "master",
+        "server",
+        "client",
+    }
     assert {path.name for path in made.iterdir()} == {"keys", "sros_config.yml"}
 
 
@@ -87,7 +101,9 @@ def test_derived_files_consist_of_the_kept_ones(made: Path) -> None:
         return (made / "keys" / name).read_text()
 
     for node in ("server", "client"):
-        assert text(f"{node}/fullchain.pem") == text(f"{node}/cert.pem") + text("master/cert.pem")
+        assert text(f"{node}/fullchain.pem") == text(f"{node}/cert.pem") + text(
+            "master/cert.pem"
+        )
         assert text(f"{node}/crl.pem") == text("master/crl.pem") + text("root/crl.pem")
     assert text("master/fullchain.pem") == text("master/cert.pem")
     for name in ("root", "master", "server", "client"):
@@ -135,9 +151,13 @@ def test_keys_are_0600_and_folders_0700_whatever_the_umask(tmp_path: Path) -> No
                 assert mode & 0o600 == 0o600 and not mode & 0o022, path
 
 
-@pytest.mark.parametrize("planted", ["client", ".client.part", "server/.key.pem.part", "client/key.pem"])
+@pytest.mark.parametrize(
+    "planted", ["client", ".client.part", "server/.key.pem.part", "client/key.pem"]
+)
 @pytest.mark.parametrize("there", ["an empty folder", "a file", "nothing"])
-def test_no_secret_goes_where_a_planted_link_points(copy: Path, planted: str, there: str) -> None:
+def test_no_secret_goes_where_a_planted_link_points(
+    copy: Path, planted: str, there: str
+) -> None:
     link, elsewhere = copy / "keys" / planted, copy / "elsewhere"
     drop(copy / "keys", "client")
     link.parent.mkdir(0o700, exist_ok=True)
@@ -183,7 +203,9 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["-x"], ["more"], ["-k"], ["-c", "absent.yml"]])
-def test_a_usage_error_is_status_2_and_writes_nothing(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_usage_error_is_status_2_and_writes_nothing(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     configure(tmp_path)
     result = generate(tmp_path, *arguments)
     assert (result.returncode, result.stdout) == (2, "")
@@ -236,7 +258,10 @@ def test_a_new_node_is_all_that_is_made(copy: Path) -> None:
     fine(generate(copy))
     serial = certificate(copy / "keys/client2/cert.pem").serial_number
     new = {f"client2/{name}" for name in NODE_FILES}
-    assert changed(before, tree(copy / "keys")) == {*new, f"master/issued/client2-{serial:X}.pem"}
+    assert changed(before, tree(copy / "keys")) == {
+        *new,
+        f"master/issued/client2-{serial:X}.pem",
+    }
 
 
 def test_without_its_packages_it_says_how_to_install_them(tmp_path: Path) -> None:
@@ -268,8 +293,13 @@ def test_a_clock_that_is_behind_is_to_be_set_and_nothing_to_be_removed(copy: Pat
 def test_a_key_that_is_elsewhere_is_shown_to_be(copy: Path) -> None:
     (copy / "keys/root/key.pem").unlink()
     (copy / "keys/client/key.pem").unlink()
-    shown = {line.split()[0]: line for line in fine(generate(copy, env=None)).stdout.splitlines()}
-    assert [name for name, line in shown.items() if line.endswith(", key elsewhere")] == ["root", "client"]
+    shown = {
+        line.split()[0]: line for line in fine(generate(copy, env=None)).stdout.splitlines()
+    }
+    assert [name for name, line in shown.items() if line.endswith(", key elsewhere")] == [
+        "root",
+        "client",
+    ]
 
 
 @pytest.mark.parametrize("how", ["removed", "a dangling link"])
@@ -402,7 +432,12 @@ def test_of_two_runs_the_second_waits_and_finds_all_made(tmp_path: Path) -> None
     assert (first.returncode, err, out.count(" made "), out.count(" kept ")) == (0, "", 99, 0)
     assert all("/100]" in line for line in out.splitlines()), "a count shows the progress"
     out, err = second.communicate(timeout=DEADLINE)
-    assert (second.returncode, err, out.count(" made "), out.count(" kept ")) == (0, "", 0, 100)
+    assert (second.returncode, err, out.count(" made "), out.count(" kept ")) == (
+        0,
+        "",
+        0,
+        100,
+    )
 
 
 def rsa_nodes(folder: Path, count: int, bits: int) -> None:
@@ -417,7 +452,9 @@ def rsa_nodes(folder: Path, count: int, bits: int) -> None:
 
 def test_rsa_keys_that_are_made_ahead_come_in_the_order_of_the_tree(tmp_path: Path) -> None:
     rsa_nodes(tmp_path, 6, 2048)
-    shown = [line.partition("]")[2].split() for line in fine(generate(tmp_path)).stdout.splitlines()]
+    shown = [
+        line.partition("]")[2].split() for line in fine(generate(tmp_path)).stdout.splitlines()
+    ]
     assert [words[0] for words in shown[4:]] == [f"rsa{number}" for number in range(6)]
     assert [words[2] for words in shown[4:]] == ["rsa:2048"] * 6
     keys = [certificate(tmp_path / f"keys/rsa{n}/cert.pem").public_key() for n in range(6)]
@@ -437,7 +474,9 @@ def test_ctrl_c_waits_for_no_key_that_is_being_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("how", "status"), [("SIGKILL", -9), ("SIGINT", 130)])
-def test_a_run_that_was_ended_is_taken_up_by_the_next(tmp_path: Path, how: str, status: int) -> None:
+def test_a_run_that_was_ended_is_taken_up_by_the_next(
+    tmp_path: Path, how: str, status: int
+) -> None:
     first = begin(tmp_path)
     first.send_signal(signal.Signals[how])
     out, err = first.communicate(timeout=DEADLINE)
@@ -513,7 +552,9 @@ def waiting(copy: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("whose", ["for another key", "from a foreign CA", "by SHA-1", "not strict", "sound"])
+@pytest.mark.parametrize(
+    "whose", ["for another key", "from a foreign CA", "by SHA-1", "not strict", "sound"]
+)
 def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: str) -> None:
     server = waiting / "keys/server"
     ca = waiting / "elsewhere"
@@ -523,7 +564,9 @@ def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: st
         if whose == "from a foreign CA":
             ca = make_ca(waiting / "foreign", "master")
         digest = "sha1" if whose == "by SHA-1" else "sha256"
-        extensions = SERVER_EXTENSIONS.replace("keyid", "none" if whose == "not strict" else "keyid")
+        extensions = SERVER_EXTENSIONS.replace(
+            "keyid", "none" if whose == "not strict" else "keyid"
+        )
         sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", digest)
     before = tree(waiting)
     result = generate(waiting)
@@ -546,12 +589,19 @@ def test_a_certificate_must_match_the_request_too(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["ec", "rsa:1024", "rsa:2048", "signature"])
-def test_a_request_alone_is_checked_and_signed_as_the_configuration_says(copy: Path, key: str) -> None:
+def test_a_request_alone_is_checked_and_signed_as_the_configuration_says(
+    copy: Path, key: str
+) -> None:
     server = copy / "keys/server"
     keep_only(server)
     new_key = ("-newkey", key, "-nodes") if key.startswith("rsa") else NEW_KEY
     files = ("-keyout", copy / "robot.pem", "-out", server / "csr.pem")
-    forged = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign")
+    forged = (
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+        "-addext",
+        "keyUsage=keyCertSign",
+    )
     openssl("req", "-new", *new_key, *files, "-subj", "/O=Mallory/CN=root", *forged)
     if key == "signature":
         flip(server / "csr.pem", -3)
@@ -581,8 +631,12 @@ def test_a_request_may_write_its_point_in_the_short_form(copy: Path) -> None:
     keep_only(server)
     point = ("-pkeyopt", "ec_paramgen_curve:P-256", "-out", copy / "long.pem")
     openssl("genpkey", "-algorithm", "EC", *point)
-    openssl("ec", "-in", copy / "long.pem", "-conv_form", "compressed", "-out", copy / "short.pem")
-    openssl("req", "-new", "-key", copy / "short.pem", "-subj", "/CN=x", "-out", server / "csr.pem")
+    openssl(
+        "ec", "-in", copy / "long.pem", "-conv_form", "compressed", "-out", copy / "short.pem"
+    )
+    openssl(
+        "req", "-new", "-key", copy / "short.pem", "-subj", "/CN=x", "-out", server / "csr.pem"
+    )
     fine(generate(copy))
     fine(generate(copy))
     public = openssl("pkey", "-in", copy / "long.pem", "-pubout")
@@ -611,7 +665,9 @@ def test_a_key_alone_without_its_issuers_key_gets_a_request(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", ["ca.pem", "fullchain.pem", "a file"])
-def test_a_folder_without_key_request_and_certificate_is_an_error(copy: Path, kept: str) -> None:
+def test_a_folder_without_key_request_and_certificate_is_an_error(
+    copy: Path, kept: str
+) -> None:
     server = copy / "keys/server"
     if kept == "a file":
         drop(copy / "keys", "server")
@@ -710,8 +766,12 @@ def test_a_damaged_file_of_a_node_is_one_line_and_stays_as_it_is(copy: Path) -> 
     damage_copies(copy, ["server/key.pem", "client/cert.pem", "client2/csr.pem"])
 
 
-@pytest.mark.parametrize("name", ["master/cert.pem", "master/crl.pem", "root/key.pem", "root/cross.pem"])
-def test_a_damaged_file_of_a_ca_is_one_line_and_stays_as_it_is(crossed: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["master/cert.pem", "master/crl.pem", "root/key.pem", "root/cross.pem"]
+)
+def test_a_damaged_file_of_a_ca_is_one_line_and_stays_as_it_is(
+    crossed: Path, name: str
+) -> None:
     below = () if name == "root/cross.pem" else BELOW[name.split("/")[0]]
     damage_copies(crossed, [name], *below)
 
@@ -724,7 +784,11 @@ def test_a_broken_signature_is_an_error(copy: Path) -> None:
         refused(generate(copy), f"keys/{name}: ", *BELOW[path.parent.name])
         assert tree(copy) == before, name
 
-    in_copies(copy, ["server/cert.pem", "client/cert.pem", "master/cert.pem", "master/crl.pem"], check)
+    in_copies(
+        copy,
+        ["server/cert.pem", "client/cert.pem", "master/cert.pem", "master/crl.pem"],
+        check,
+    )
 
 
 def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
@@ -734,7 +798,9 @@ def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
             flip(path, 12)
         else:
             subject = ("-subj", SUBJECT + "client", "-passin", "pass:sros")
-            openssl("req", "-new", "-key", path.with_name("key.pem"), *subject, "-out", request)
+            openssl(
+                "req", "-new", "-key", path.with_name("key.pem"), *subject, "-out", request
+            )
             extensions = SERVER_EXTENSIONS.replace("serverAuth", "clientAuth")
             sign(request, copy / "keys/master", "sros", extensions, path)
             warned(generate(copy), "subjectAltName")  # without it, it is kept
@@ -752,22 +818,30 @@ def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
 
 def test_the_name_constraints_of_a_higher_ca_are_for_every_node(tmp_path: Path) -> None:
     def constrain(keys: dict[str, Any], name: str) -> None:
-        keys["root"]["extensions"]["nameConstraints"] = "critical, excluded;DNS:outside.example"
+        keys["root"]["extensions"]["nameConstraints"] = (
+            "critical, excluded;DNS:outside.example"
+        )
         keys["nodes"]["client"]["extensions"]["subjectAltName"] = f"DNS:{name}"
 
     edit(tmp_path, lambda keys: constrain(keys, "outside.example"))
-    refused(generate(tmp_path), "keys/client/cert.pem: excluded subtree violation")  # the server comes first
+    refused(
+        generate(tmp_path), "keys/client/cert.pem: excluded subtree violation"
+    )  # the server comes first
     edit(tmp_path, lambda keys: constrain(keys, "inside.example"))
     fine(generate(tmp_path))
 
 
 def test_the_addresses_of_a_higher_ca_are_for_every_node(tmp_path: Path) -> None:
-    def delegate(keys: dict[str, Any], network: int) -> None:  # RFC 3779: 10.0.0.0/8, or what the issuer has
+    def delegate(
+        keys: dict[str, Any], network: int
+    ) -> None:  # RFC 3779: 10.0.0.0/8, or what the issuer has
         blocks, inherited = "1.3.6.1.5.5.7.1.7", "DER:30083006040200010500"
         for entry in (keys["master"], *keys["nodes"].values()):
             entry["extensions"][blocks] = inherited
         keys["root"]["extensions"][blocks] = "DER:300C300A0402000130040302000A"
-        keys["nodes"]["client"]["extensions"][blocks] = f"DER:300C300A0402000130040302{network:04X}"
+        keys["nodes"]["client"]["extensions"][blocks] = (
+            f"DER:300C300A0402000130040302{network:04X}"
+        )
 
     edit(tmp_path, lambda keys: delegate(keys, 11))
     refused(generate(tmp_path), "keys/client/cert.pem: RFC 3779 resource not subset")
@@ -777,7 +851,9 @@ def test_the_addresses_of_a_higher_ca_are_for_every_node(tmp_path: Path) -> None
     fine(generate(tmp_path))  # anew, the first of which inherits
 
 
-def test_a_path_length_that_is_too_short_for_what_is_below_is_the_cas_error(tmp_path: Path) -> None:
+def test_a_path_length_that_is_too_short_for_what_is_below_is_the_cas_error(
+    tmp_path: Path,
+) -> None:
     def alone(keys: dict[str, Any]) -> None:
         keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:0"
         del keys["master"], keys["nodes"]
@@ -785,7 +861,9 @@ def test_a_path_length_that_is_too_short_for_what_is_below_is_the_cas_error(tmp_
     edit(tmp_path, alone)
     fine(generate(tmp_path))
     configure(tmp_path)
-    refused(generate(tmp_path), "keys/root/cert.pem: its pathlen:0 is too short", "3 below root")
+    refused(
+        generate(tmp_path), "keys/root/cert.pem: its pathlen:0 is too short", "3 below root"
+    )
     drop(tmp_path / "keys", "root")
     fine(generate(tmp_path))
 
@@ -820,7 +898,9 @@ def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["moved", "new"])
-def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(copy: Path, first: str) -> None:
+def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(
+    copy: Path, first: str
+) -> None:
     def deepen(keys: dict[str, Any]) -> None:
         keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:2"
         keys["master"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:1"
@@ -836,9 +916,15 @@ def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(copy: Pa
     edit(copy, deepen)
     fine(generate(copy))
     edit(copy, move)
-    why = "is not signed by sub" if first == "moved" else "unable to get local issuer certificate"
+    why = (
+        "is not signed by sub"
+        if first == "moved"
+        else "unable to get local issuer certificate"
+    )
     for _ in range(2):
-        refused(generate(copy), *(f"keys/{name}/cert.pem: {why}" for name in ("server", "client")))
+        refused(
+            generate(copy), *(f"keys/{name}/cert.pem: {why}" for name in ("server", "client"))
+        )
     sub, made = (certificate(copy / "keys" / name / "cert.pem") for name in ("sub", "client2"))
     assert made.issuer == sub.subject
     fine(generate(copy, "--renew", "server", "client"))
@@ -848,9 +934,13 @@ def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(copy: Pa
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "subject": lambda server: server["subject"].update(organizationName="Another"),
     "key type": lambda server: server.update(key="rsa:2048"),
-    "extendedKeyUsage": lambda server: server["extensions"].update(extendedKeyUsage="clientAuth"),
+    "extendedKeyUsage": lambda server: server["extensions"].update(
+        extendedKeyUsage="clientAuth"
+    ),
     "subjectAltName": lambda server: server["extensions"].pop("subjectAltName"),
-    "basicConstraints": lambda server: server["extensions"].update(basicConstraints="CA:FALSE"),
+    "basicConstraints": lambda server: server["extensions"].update(
+        basicConstraints="CA:FALSE"
+    ),
 }
 
 
@@ -948,12 +1038,25 @@ def test_a_lost_list_is_restored_from_the_nodes_newest_copy(copy: Path) -> None:
 def test_a_nodes_copy_is_read_as_often_however_many_cas_there_are(copy: Path) -> None:
     def opened() -> int:
         log = copy / "strace.log"
-        command = ("strace", "-f", "-e", "trace=openat", "-o", log, sys.executable, GENERATE, "-q")
+        command = (
+            "strace",
+            "-f",
+            "-e",
+            "trace=openat",
+            "-o",
+            log,
+            sys.executable,
+            GENERATE,
+            "-q",
+        )
         fine(run(*command, cwd=copy, env=PHRASES))
         return log.read_text().count('"keys/server/crl.pem"')
 
     before = opened()
-    edit(copy, lambda keys: keys.update({f"master{number}": keys["master"] for number in range(5)}))
+    edit(
+        copy,
+        lambda keys: keys.update({f"master{number}": keys["master"] for number in range(5)}),
+    )
     fine(generate(copy))
     assert opened() == before > 0
 
@@ -991,7 +1094,9 @@ def test_a_ca_without_key_and_list_gives_its_nodes_no_list(copy: Path, name: str
     keep_only(keys / name, "cert.pem")
     drop(keys, "server/crl.pem", "client/crl.pem")
     warned(generate(copy), f"keys/{name}/crl.pem")
-    assert not [path for path in keys.glob("*/crl.pem") if path.parent.name in ("server", "client")]
+    assert not [
+        path for path in keys.glob("*/crl.pem") if path.parent.name in ("server", "client")
+    ]
     (keys / name / "crl.pem").write_bytes(crl)
     fine(generate(copy))
     assert len(lists(keys / "server/crl.pem")) == len(lists(keys / "client/crl.pem")) == 2
@@ -1023,7 +1128,14 @@ def test_a_higher_ca_can_be_trusted_instead(crossed: Path, made: Path) -> None:
     trust = ("-no-CApath", "-no-CAstore", "-CAfile", crossed / "higher/cert.pem")
     for name in ("server", "client"):
         leaf = keys / name / "cert.pem"
-        openssl("verify", "-x509_strict", *trust, "-untrusted", leaf.with_name("fullchain.pem"), leaf)
+        openssl(
+            "verify",
+            "-x509_strict",
+            *trust,
+            "-untrusted",
+            leaf.with_name("fullchain.pem"),
+            leaf,
+        )
         plain = made / "keys" / name / "fullchain.pem"
         assert run("openssl", "verify", *trust, "-untrusted", plain, leaf).returncode != 0
 
@@ -1039,7 +1151,14 @@ def test_a_higher_certificate_for_another_is_an_error(crossed: Path, whose: str)
     if whose == "another key":
         key = [*NEW_KEY, "-keyout", str(crossed / "another.pem"), "-subj", f"{SUBJECT}root"]
     else:
-        key = ["-key", str(root / "key.pem"), "-passin", "pass:root", "-subj", f"{SUBJECT}another"]
+        key = [
+            "-key",
+            str(root / "key.pem"),
+            "-passin",
+            "pass:root",
+            "-subj",
+            f"{SUBJECT}another",
+        ]
     openssl("req", "-new", *key, "-out", request)
     if whose == "itself":
         shutil.copy(root / "cert.pem", root / "cross.pem")
@@ -1053,10 +1172,21 @@ def test_a_higher_certificate_for_another_is_an_error(crossed: Path, whose: str)
 # --- Outside judges -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "purpose"), [("server", "sslserver"), ("client", "sslclient")])
-def test_openssl_accepts_a_node_for_its_purpose_only(made: Path, name: str, purpose: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "purpose"), [("server", "sslserver"), ("client", "sslclient")]
+)
+def test_openssl_accepts_a_node_for_its_purpose_only(
+    made: Path, name: str, purpose: str
+) -> None:
     folder = made / "keys" / name
-    command = ["openssl", "verify", "-x509_strict", "-crl_check_all", "-no-CApath", "-no-CAstore"]
+    command = [
+        "openssl",
+        "verify",
+        "-x509_strict",
+        "-crl_check_all",
+        "-no-CApath",
+        "-no-CAstore",
+    ]
     for option, file in {"CRLfile": "crl", "CAfile": "ca", "untrusted": "fullchain"}.items():
         command += [f"-{option}", str(folder / f"{file}.pem")]
     for each in ("sslserver", "sslclient"):
@@ -1096,7 +1226,10 @@ def test_pkilint_finds_nothing_but_single_labels(made: Path) -> None:
 
 
 def test_the_subject_and_the_extensions_are_those_of_the_configuration(made: Path) -> None:
-    named = ("-nameopt", "oneline")  # `C = US`, which newer versions write `C=US` unless told otherwise
+    named = (
+        "-nameopt",
+        "oneline",
+    )  # `C = US`, which newer versions write `C=US` unless told otherwise
     text = openssl("x509", "-in", made / "keys/server/cert.pem", "-noout", "-text", *named)
     assert re.search("Subject: C = US, O = SROS Example, OU = Robots, CN = server\n", text)
     assert "DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1\n" in text

@@ -19,13 +19,31 @@ from programs import Program, free_port, paste, recipe, running
 
 pytestmark = pytest.mark.slow
 
-NODE = Program("Node.js", "OpenSSL", "node --version", client=True, server=True, encrypted=True)
+NODE = Program(
+    "Node.js", "OpenSSL", "node --version", client=True, server=True, encrypted=True
+)
 JAVA = Program("Java", "JSSE", "java -version", client=True, server=True, encrypted=True)
 WOLFSSL = Program("wolfSSL", "wolfSSL", "dpkg-query -W libwolfssl-dev", True, True, True)
 UV = Program("uv", "rustls", "uv --version", client=True, server=False, encrypted=False)
-PYTHON = Program("Python", "OpenSSL", "python3 --version", client=True, server=True, encrypted=True)
-HTTPX = Program("httpx", "OpenSSL", "python3 -c 'import httpx; print(httpx.__version__)'", True, False, True)
-MARKS = {NODE: "node", JAVA: "java", WOLFSSL: "wolfssl", UV: "rustls", PYTHON: "python", HTTPX: "python"}
+PYTHON = Program(
+    "Python", "OpenSSL", "python3 --version", client=True, server=True, encrypted=True
+)
+HTTPX = Program(
+    "httpx",
+    "OpenSSL",
+    "python3 -c 'import httpx; print(httpx.__version__)'",
+    True,
+    False,
+    True,
+)
+MARKS = {
+    NODE: "node",
+    JAVA: "java",
+    WOLFSSL: "wolfssl",
+    UV: "rustls",
+    PYTHON: "python",
+    HTTPX: "python",
+}
 # What makes a program ready, where its shell block does not do so itself.
 PREPARATIONS = {JAVA: "openssl pkcs12"}
 # A program, and a marker of the shell block that runs it.
@@ -46,7 +64,9 @@ SERVERS = (
     (PYTHON, "python3 server.py"),
 )
 # What stands in each program's shell blocks that are run here.
-RECIPES: dict[str, tuple[str, ...]] = {program.name: (text,) for program, text in PREPARATIONS.items()}
+RECIPES: dict[str, tuple[str, ...]] = {
+    program.name: (text,) for program, text in PREPARATIONS.items()
+}
 for known, text in (*CLIENTS, *SERVERS):
     RECIPES[known.name] = (*RECIPES.get(known.name, ()), text)
 WITHOUT_LISTS = (WOLFSSL, UV)  # as their pages say
@@ -61,7 +81,10 @@ REASONS = {
 
 def marked(rows: tuple[tuple[Program, str], ...]) -> pytest.MarkDecorator:
     """Run a test for each of these rows, under the marker of its program."""
-    params = [pytest.param(*row, id=row[1], marks=getattr(pytest.mark, MARKS[row[0]])) for row in rows]
+    params = [
+        pytest.param(*row, id=row[1], marks=getattr(pytest.mark, MARKS[row[0]]))
+        for row in rows
+    ]
     return pytest.mark.parametrize(("program", "marker"), params)
 
 
@@ -72,7 +95,9 @@ def renamed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(made, folder, symlinks=True)
 
     def change(document: dict[str, object]) -> None:
-        text = yaml.dump(document["keys"]).replace("DNS:localhost, IP:127.0.0.1, IP:::1", "DNS:elsewhere")
+        text = yaml.dump(document["keys"]).replace(
+            "DNS:localhost, IP:127.0.0.1, IP:::1", "DNS:elsewhere"
+        )
         document["keys"] = yaml.safe_load(text)
 
     configure(folder, change)
@@ -111,7 +136,9 @@ def call(program: Program, marker: str, folder: Path, tmp_path: Path, port: int)
     place = prepare(program, folder, tmp_path, port)
     result = paste(place, recipe(program.name, marker, "sh"), port)
     for path in (path for path in place.rglob("*.p[1e]*") if path.stat().st_mode & 0o077):
-        assert path.suffix != ".p12" and "PRIVATE" not in path.read_text(), f"for all to read: {path}"
+        assert path.suffix != ".p12" and "PRIVATE" not in path.read_text(), (
+            f"for all to read: {path}"
+        )
     printed = result.stdout + result.stderr
     if program != UV:  # which can do nothing with the answer
         assert (result.returncode == 0) == ("hello" in printed), printed
@@ -120,7 +147,10 @@ def call(program: Program, marker: str, folder: Path, tmp_path: Path, port: int)
 
 @pytest.mark.parametrize(
     "program",
-    [pytest.param(program, id=program.name, marks=getattr(pytest.mark, MARKS[program])) for program in MARKS],
+    [
+        pytest.param(program, id=program.name, marks=getattr(pytest.mark, MARKS[program]))
+        for program in MARKS
+    ],
 )
 def test_the_table_says_what_is_tested(program: Program) -> None:
     programs.check_row(program)
@@ -159,7 +189,9 @@ def test_a_client_refuses_a_server_and_says_why(
     folder: Path = request.getfixturevalue(impostor)
     # Nothing but the lists of the client's own folder tells that a server was revoked.
     server = serve("-k", str((made if impostor == "revoked" else folder) / "keys" / "server"))
-    printed = call(program, marker, folder if impostor == "revoked" else made, tmp_path, server.port)
+    printed = call(
+        program, marker, folder if impostor == "revoked" else made, tmp_path, server.port
+    )
     if impostor == "revoked" and program in WITHOUT_LISTS:
         assert "hello" in printed
     else:
@@ -187,7 +219,9 @@ def gives_reason(program: Program, log: Path, impostor: str) -> bool:
     """Wait until a server that can has said why it refused a client."""
 
     def said() -> bool:
-        return program in SILENT or bool(re.search(REASONS[impostor], log.read_text(), re.IGNORECASE))
+        return program in SILENT or bool(
+            re.search(REASONS[impostor], log.read_text(), re.IGNORECASE)
+        )
 
     programs.poll(said, log.read_text)
     return True
@@ -217,7 +251,9 @@ def test_a_server_of_another_ca_is_refused(
     with running(place, recipe(program.name, marker, "sh"), port):
         good = client(port, made / "keys" / "client")
         assert (good.returncode, good.stdout) == (1, "")
-        assert "certificate verify failed: unable to get local issuer certificate" in good.stderr
+        assert (
+            "certificate verify failed: unable to get local issuer certificate" in good.stderr
+        )
 
 
 @marked(tuple(row for row in SERVERS if row[0] not in WITHOUT_LISTS))
@@ -230,4 +266,6 @@ def test_a_server_refuses_a_client_on_its_list(
         refused = client(port, made / "keys" / "client")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert gives_reason(program, log, "revoked")
-        assert "certificate verify failed" not in refused.stderr  # it was the server that refused
+        assert (
+            "certificate verify failed" not in refused.stderr
+        )  # it was the server that refused

@@ -34,7 +34,16 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
 import pytest
-from conftest import DEADLINE, GENERATE, PHRASES, configure, environment, generate, openssl, run
+from conftest import (
+    DEADLINE,
+    GENERATE,
+    PHRASES,
+    configure,
+    environment,
+    generate,
+    openssl,
+    run,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from folders import (
@@ -73,11 +82,15 @@ class Fork(socketserver.StreamRequestHandler):
             fd = os.open(path, os.O_RDWR)
             os.dup2(fd, standard)
             os.close(fd)
-        ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # Yama: any strace may attach
+        ctypes.CDLL(None).prctl(
+            0x59616D61, ctypes.c_ulong(-1), 0, 0, 0
+        )  # Yama: any strace may attach
         self.wfile.write(b"%d\n" % os.getpid())
         if self.rfile.readline() == b"go\n":
             try:
-                status = importlib.import_module("simple_key_generation").main(order["arguments"])
+                status = importlib.import_module("simple_key_generation").main(
+                    order["arguments"]
+                )
             except SystemExit as ended:
                 status = ended.code
             except BaseException:
@@ -145,7 +158,9 @@ class Held:
             hangs = not select.select([self.process], [], [], 2 * DEADLINE)[0]
             if hangs:
                 self.kill()
-            status: int = -signal.SIGKILL  # which leaves no time for a word, or even to be let go
+            status: int = (
+                -signal.SIGKILL
+            )  # which leaves no time for a word, or even to be let go
             with suppress(ConnectionResetError):
                 status = int(self.lines.readline() or status)
         os.close(self.process)
@@ -164,8 +179,14 @@ def hold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hold]:
     modules = "import ctypes, importlib, json, os, socketserver, sys, traceback"
     sources = [inspect.getsource(Fork), inspect.getsource(Forks), inspect.getsource(serve)]
     parts = [modules, *sources, f"serve({str(GENERATE)!r})"]
-    command = [sys.executable, "-c", "\n".join(parts)]  # without pytest, a fork takes half the time
-    process = subprocess.Popen(command, cwd=folder, env=environment(PHRASES), start_new_session=True)
+    command = [
+        sys.executable,
+        "-c",
+        "\n".join(parts),
+    ]  # without pytest, a fork takes half the time
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(PHRASES), start_new_session=True
+    )
     try:
         until(lambda: (folder / "socket").exists() or process.poll() is not None)
         yield functools.partial(Held, str(folder / "socket"))
@@ -226,7 +247,11 @@ def leave(folder: Path) -> None:
     keys = folder / "keys"
     (keys / "server").rename(keys / ".server.part")
     shutil.copytree(keys / "client", keys / ".client.part")
-    for name in ("root/.issued.part/.x.pem.part", "master/issued/.x.pem.part", "client/.crl.pem.part"):
+    for name in (
+        "root/.issued.part/.x.pem.part",
+        "master/issued/.x.pem.part",
+        "client/.crl.pem.part",
+    ):
         (keys / name).parent.mkdir(0o700, exist_ok=True)
         (keys / name).write_text("half a f")
 
@@ -235,18 +260,23 @@ ALTERED = b"altered\n"
 CASES = {
     "the first run": Case(lambda folder: drop(folder, "keys")),
     "a new node": Case(add_client2),
-    "a renewal": Case(configure, ("--renew", "server", "master"), ("server/cert.pem", "master/cert.pem")),
+    "a renewal": Case(
+        configure, ("--renew", "server", "master"), ("server/cert.pem", "master/cert.pem")
+    ),
     "a revocation": Case(revoke_another, ("--revoke", "client"), ("master/crl.pem",)),
     "a request": Case(request),
     "derived files": Case(spoil),
     "what was left": Case(leave),
 }
 # The suite has time for one case; `pytest -m slow` runs them all.
-SLOWLY = [pytest.param(name, marks=() if name == "a revocation" else pytest.mark.slow) for name in CASES]
-KEPT = re.compile("[^/.]+/(key|csr|cert|cross).pem|(root|master)/crl.pem|[^/.]+/issued/[^/.]+.pem")
-BLOCK = (
-    b"-----BEGIN [A-Z0-9 ]+-----\n([A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n-----END [A-Z0-9 ]+-----\n"
+SLOWLY = [
+    pytest.param(name, marks=() if name == "a revocation" else pytest.mark.slow)
+    for name in CASES
+]
+KEPT = re.compile(
+    "[^/.]+/(key|csr|cert|cross).pem|(root|master)/crl.pem|[^/.]+/issued/[^/.]+.pem"
 )
+BLOCK = b"-----BEGIN [A-Z0-9 ]+-----\n([A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n-----END [A-Z0-9 ]+-----\n"
 Files = dict[str, bytes]
 
 
@@ -254,7 +284,9 @@ def contents(keys: Path) -> Files:
     """Return what the files in a folder hold, by their paths in it."""
     places = [(Path(place), names) for place, _, names in os.walk(keys)]
     return {
-        str((place / x).relative_to(keys)): (place / x).read_bytes() for place, names in places for x in names
+        str((place / x).relative_to(keys)): (place / x).read_bytes()
+        for place, names in places
+        for x in names
     }
 
 
@@ -268,8 +300,15 @@ class Stock(NamedTuple):
 def take_stock(files: Files) -> Stock:
     """Return what a folder has."""
     kept = {name: data for name, data in files.items() if KEPT.fullmatch(name)}
-    own = {ca: x509.load_pem_x509_crl(kept[f"{ca}/crl.pem"]) for ca in CAS if f"{ca}/crl.pem" in kept}
-    return Stock(kept, {ca: (number(crl), {each.serial_number for each in crl}) for ca, crl in own.items()})
+    own = {
+        ca: x509.load_pem_x509_crl(kept[f"{ca}/crl.pem"])
+        for ca in CAS
+        if f"{ca}/crl.pem" in kept
+    }
+    return Stock(
+        kept,
+        {ca: (number(crl), {each.serial_number for each in crl}) for ca, crl in own.items()},
+    )
 
 
 def require_nothing_lost(before: Stock, after: Stock, changes: Sequence[str] = ()) -> None:
@@ -338,14 +377,21 @@ def require_complete(keys: Path) -> Stock:
     for name in names:
         above = {"root": [], "master": ["root"]}.get(name, ["master", "root"])
         chain = [files[f"{each}/cert.pem"] for each in (name, *above)]
-        assert NODE_FILES - {"key.pem"} <= {*os.listdir(keys / name)} <= NODE_FILES | {"csr.pem", "issued"}
+        assert (
+            NODE_FILES - {"key.pem"}
+            <= {*os.listdir(keys / name)}
+            <= NODE_FILES | {"csr.pem", "issued"}
+        )
         if name in CAS or not is_revoked(now, name):  # what is revoked is left alone
-            assert files[f"{name}/fullchain.pem"] == b"".join(chain[:-1] or chain), f"{name}/fullchain.pem"
+            assert files[f"{name}/fullchain.pem"] == b"".join(chain[:-1] or chain), (
+                f"{name}/fullchain.pem"
+            )
             assert files[f"{name}/ca.pem"] == chain[-1], f"{name}/ca.pem"
     for name in names - {*CAS}:
         assert files[f"{name}/crl.pem"] == files["master/crl.pem"] + files["root/crl.pem"]
         error = verify(
-            keys / name, *(files[f"{name}/{each}.pem"] for each in ("cert", "fullchain", "ca", "crl"))
+            keys / name,
+            *(files[f"{name}/{each}.pem"] for each in ("cert", "fullchain", "ca", "crl")),
         )
         assert error == ("certificate revoked" if is_revoked(now, name) else ""), error
     return now
@@ -357,8 +403,19 @@ VERDICTS: dict[tuple[bytes, ...], str] = {}
 def verify(folder: Path, *state: bytes) -> str:
     """Have openssl verify a node's certificate by all that is in its folder; return what is wrong."""
     if state not in VERDICTS:
-        command = ["openssl", "verify", "-x509_strict", "-crl_check_all", "-no-CApath", "-no-CAstore"]
-        for option, file in {"CRLfile": "crl", "CAfile": "ca", "untrusted": "fullchain"}.items():
+        command = [
+            "openssl",
+            "verify",
+            "-x509_strict",
+            "-crl_check_all",
+            "-no-CApath",
+            "-no-CAstore",
+        ]
+        for option, file in {
+            "CRLfile": "crl",
+            "CAfile": "ca",
+            "untrusted": "fullchain",
+        }.items():
             command += [f"-{option}", str(folder / f"{file}.pem")]
         result = run(*command, folder / "cert.pem")
         VERDICTS[state] = "".join(re.findall("lookup: (.*)", result.stderr)) or result.stderr
@@ -368,7 +425,9 @@ def verify(folder: Path, *state: bytes) -> str:
 def is_revoked(stock: Stock, name: str) -> bool:
     """Return whether master's list has all certificates that were issued under a name, or none."""
     serials = [
-        path[:-4].rpartition("-")[2] for path in stock.kept if path.startswith(f"master/issued/{name}-")
+        path[:-4].rpartition("-")[2]
+        for path in stock.kept
+        if path.startswith(f"master/issued/{name}-")
     ]
     (found,) = {int(serial, 16) in stock.lists["master"][1] for serial in serials}
     return found
@@ -427,7 +486,9 @@ def place(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def each_in_a_copy(folder: Path, place: Path, points: Iterable[T], check: Callable[[Path, T], R]) -> list[R]:
+def each_in_a_copy(
+    folder: Path, place: Path, points: Iterable[T], check: Callable[[Path, T], R]
+) -> list[R]:
     """Check each point in a copy of a folder of its own, several at a time."""
 
     def one(numbered: tuple[int, T]) -> R:
@@ -471,7 +532,9 @@ def strace(held: Held, *options: str) -> tuple[Result, list[Call]]:
         kind = line.partition("(")[0]
         counts[kind] += 1
         what, _, came = line.rpartition(" = ")
-        paths = re.findall('(?<=[/"])(keys(?:/[^>"]*)?)[>"]', re.sub('>, "(?=[^"])', "/", what))
+        paths = re.findall(
+            '(?<=[/"])(keys(?:/[^>"]*)?)[>"]', re.sub('>, "(?=[^"])', "/", what)
+        )
         if kind == "sync" or (
             paths and ("open" not in kind or "O_CREAT" in what) and not came.startswith("-")
         ):
@@ -532,7 +595,9 @@ def test_killed_before_any_call_that_writes_nothing_is_lost(
 
 
 @pytest.mark.parametrize("name", SLOWLY)
-def test_killed_at_any_moment_nothing_is_lost(name: str, hold: Hold, prepared: Prepare, place: Path) -> None:
+def test_killed_at_any_moment_nothing_is_lost(
+    name: str, hold: Hold, prepared: Prepare, place: Path
+) -> None:
     case, before = CASES[name], take_stock(contents(prepared(name) / "keys"))
 
     def measure(folder: Path, _: int) -> float:
@@ -555,7 +620,9 @@ def test_killed_at_any_moment_nothing_is_lost(name: str, hold: Hold, prepared: P
         require_next(hold, copy, case, before)
 
     # A run reads and computes before it writes: the square root puts most of the moments later.
-    each_in_a_copy(prepared(name), place, [(point / KILLS) ** 0.5 for point in range(KILLS)], check)
+    each_in_a_copy(
+        prepared(name), place, [(point / KILLS) ** 0.5 for point in range(KILLS)], check
+    )
 
 
 # --- What cannot be written -----------------------------------------------------------------------
@@ -573,7 +640,8 @@ ERRORS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "step"), {"the first run": 4, "a renewal": 2, "a revocation": 1, "what was left": 4}.items()
+    ("name", "step"),
+    {"the first run": 4, "a renewal": 2, "a revocation": 1, "what was left": 4}.items(),
 )
 def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
     name: str, step: int, hold: Hold, prepared: Prepare, trace: Trace, place: Path
@@ -593,7 +661,9 @@ def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
         assert line in [f"{where}: {reason}" for where in named]
         # A leftover that can't be cleared is in its own entry's way, and stops no other one.
         in_the_way = os.strerror(errno.EEXIST)
-        assert all("left alone" in other or other.endswith(in_the_way) for other in others), others
+        assert all("left alone" in other or other.endswith(in_the_way) for other in others), (
+            others
+        )
         require_next(hold, folder, case, before)
 
     each_in_a_copy(prepared(name), place, trace(name)[:-1:step], check)
@@ -645,7 +715,9 @@ def test_a_full_disk_costs_nothing_but_the_run(
             result = hold(folder, *case.arguments).go().end()
             if result.returncode:
                 for line in complaints(result, "error", 1):
-                    assert re.fullmatch("keys/.+: No space left on device|keys: left alone: .*", line), line
+                    assert re.fullmatch(
+                        "keys/.+: No space left on device|keys: left alone: .*", line
+                    ), line
             else:
                 fine(result)
             change("size=16m,nr_inodes=1000")
@@ -667,7 +739,9 @@ def test_a_disk_that_cannot_be_written_is_an_error_and_stays_as_it_is(
         change("ro")
         before = tree(folder / "keys")
         for line in complaints(hold(folder, *case.arguments).go().end(), "error", 1):
-            assert re.fullmatch("keys/.+: Read-only file system|keys: left alone: .*", line), line
+            assert re.fullmatch("keys/.+: Read-only file system|keys: left alone: .*", line), (
+                line
+            )
         assert tree(folder / "keys") == before
         change("rw")
         require_next(hold, folder, case, take_stock(contents(prepared(name) / "keys")))
@@ -716,7 +790,9 @@ def require_one_set(folder: Path, results: list[Result]) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_runs_that_begin_together_make_one_set_of_keys(count: int, hold: Hold, place: Path) -> None:
+def test_runs_that_begin_together_make_one_set_of_keys(
+    count: int, hold: Hold, place: Path
+) -> None:
     for turn in range(ROUNDS):
         folder = place / str(turn)
         folder.mkdir()
@@ -728,7 +804,9 @@ def test_runs_that_begin_together_make_one_set_of_keys(count: int, hold: Hold, p
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_runs_that_find_the_folder_taken_say_so_and_wait(count: int, hold: Hold, place: Path) -> None:
+def test_runs_that_find_the_folder_taken_say_so_and_wait(
+    count: int, hold: Hold, place: Path
+) -> None:
     configure(place)
     runs = [hold(place) for _ in range(count)]
     release(place / "keys", runs)
@@ -738,8 +816,17 @@ def test_runs_that_find_the_folder_taken_say_so_and_wait(count: int, hold: Hold,
     fine(hold(place).go().end())  # nobody is there, so it does not wait
 
 
-def test_what_runs_at_once_change_is_all_there(hold: Hold, prepared: Prepare, place: Path) -> None:
-    commands = [("--renew", "server", "client"), (), ("--revoke", "client"), (), ("--renew", "master"), ()]
+def test_what_runs_at_once_change_is_all_there(
+    hold: Hold, prepared: Prepare, place: Path
+) -> None:
+    commands = [
+        ("--renew", "server", "client"),
+        (),
+        ("--revoke", "client"),
+        (),
+        ("--renew", "master"),
+        (),
+    ]
     before = take_stock(contents(prepared("a revocation") / "keys"))
     renewed = {"server/cert.pem", "master/cert.pem"}
 
@@ -749,7 +836,12 @@ def test_what_runs_at_once_change_is_all_there(hold: Hold, prepared: Prepare, pl
         release(keys, runs)
         for result in [each.end() for each in runs]:
             assert result.stderr.startswith(WAITING)
-            own = Result(result.args, result.returncode, result.stdout, result.stderr.removeprefix(WAITING))
+            own = Result(
+                result.args,
+                result.returncode,
+                result.stdout,
+                result.stderr.removeprefix(WAITING),
+            )
             if own.returncode and own.args[:1] != ("--revoke",):
                 (line,) = refused(own, "keys/client/cert.pem: ")
                 assert "revoked" in line
@@ -779,7 +871,10 @@ def test_those_that_wait_for_a_killed_run_take_over_at_once(hold: Hold, place: P
             root = tree(place / "keys/root")
             waiting = [hold(place).go() for _ in range(2)]
             until(lambda: all(each.waits() for each in waiting))
-            assert sorted(os.listdir(place / "keys")) == ["master", "root"]  # all CAs, before any line
+            assert sorted(os.listdir(place / "keys")) == [
+                "master",
+                "root",
+            ]  # all CAs, before any line
         finally:
             first.kill()
     start = time.monotonic()
@@ -793,7 +888,9 @@ def test_those_that_wait_for_a_killed_run_take_over_at_once(hold: Hold, place: P
     assert tree(place / "keys/root")["key.pem"] == root["key.pem"]
 
 
-def test_many_runs_that_are_killed_one_after_the_other_lose_nothing(hold: Hold, place: Path) -> None:
+def test_many_runs_that_are_killed_one_after_the_other_lose_nothing(
+    hold: Hold, place: Path
+) -> None:
     for turn in range(ROUNDS):
         folder = place / str(turn)
         folder.mkdir()
@@ -810,8 +907,12 @@ def test_many_runs_that_are_killed_one_after_the_other_lose_nothing(hold: Hold, 
 # --- The means ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [[], ["-x"], ["-c", "absent.yml"], ["-k", "sros_config.yml"]])
-def test_a_forked_run_is_what_the_command_is(arguments: list[str], hold: Hold, copy: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [[], ["-x"], ["-c", "absent.yml"], ["-k", "sros_config.yml"]]
+)
+def test_a_forked_run_is_what_the_command_is(
+    arguments: list[str], hold: Hold, copy: Path
+) -> None:
     forked, command = hold(copy, *arguments).go().end(), generate(copy, *arguments)
     for what in ("returncode", "stdout", "stderr"):
         assert getattr(forked, what) == getattr(command, what)
@@ -819,17 +920,25 @@ def test_a_forked_run_is_what_the_command_is(arguments: list[str], hold: Hold, c
 
 LOSSES: dict[str, Callable[[Path], object]] = {
     "server/key.pem": lambda keys: drop(keys, "server/key.pem"),
-    "client/key.pem": lambda keys: shutil.copy(keys / "server/key.pem", keys / "client/key.pem"),
+    "client/key.pem": lambda keys: shutil.copy(
+        keys / "server/key.pem", keys / "client/key.pem"
+    ),
     "client/ca.pem": lambda keys: os.truncate(keys / "client/ca.pem", 400),
     "server/crl.pem": lambda keys: (keys / "server/crl.pem").write_bytes(b""),
     "master/issued/": lambda keys: drop(keys, "master/issued"),
-    "new appeared before it was whole": lambda keys: shutil.copytree(keys / "root/issued", keys / "new"),
+    "new appeared before it was whole": lambda keys: shutil.copytree(
+        keys / "root/issued", keys / "new"
+    ),
     "key.pem is for others": lambda keys: (keys / "root/key.pem").chmod(0o644),
     "master's list is older": lambda keys: put_list(keys, 1),
     "master's list has lost": lambda keys: put_list(keys, 9),
     ".x.part": lambda keys: (keys / ".x.part").mkdir(),
-    "master/fullchain.pem": lambda keys: shutil.copy(keys / "root/cert.pem", keys / "master/fullchain.pem"),
-    "server/ca.pem": lambda keys: shutil.copy(keys / "master/cert.pem", keys / "server/ca.pem"),
+    "master/fullchain.pem": lambda keys: shutil.copy(
+        keys / "root/cert.pem", keys / "master/fullchain.pem"
+    ),
+    "server/ca.pem": lambda keys: shutil.copy(
+        keys / "master/cert.pem", keys / "server/ca.pem"
+    ),
 }
 
 

@@ -148,7 +148,13 @@ class Authority:
         self.conf.write_text(CONFIGURATION.format(folder=folder, length=length))
         (folder / "index.txt").touch()
         (folder / "crlnumber").write_text("01\n")
-        new: list[str | Path] = [*(key or NEW_KEY), "-keyout", folder / "key.pem", "-subj", subject]
+        new: list[str | Path] = [
+            *(key or NEW_KEY),
+            "-keyout",
+            folder / "key.pem",
+            "-subj",
+            subject,
+        ]
         if above is None:
             how = ("-x509", "-extensions", "anchor", "-days", "1000", "-out", self.cert)
             openssl("req", "-config", self.conf, *new, *how)
@@ -222,9 +228,20 @@ def turns_from(result: Result, reason: str) -> None:
 def curl(port: int, keys: Path | None, trust: Path, *more: str, what: str = "") -> Result:
     """Run curl with the identity of a folder, if any, trusting one certificate."""
     identity = ("--cert", keys / "fullchain.pem", "--key", keys / "key.pem") if keys else ()
-    quiet = ("--silent", "--show-error", "--noproxy", "*", "--max-time", str(DEADLINE), "--config", "-")
+    quiet = (
+        "--silent",
+        "--show-error",
+        "--noproxy",
+        "*",
+        "--max-time",
+        str(DEADLINE),
+        "--config",
+        "-",
+    )
     url = f"https://localhost:{port}/{what}"
-    return run("curl", *quiet, "--cacert", trust, *identity, *more, url, stdin='pass = "sros"\n')
+    return run(
+        "curl", *quiet, "--cacert", trust, *identity, *more, url, stdin='pass = "sros"\n'
+    )
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +309,9 @@ def test_without_roots_key_master_gets_a_request_and_a_line_says_who_must_sign_i
     named = ("-subject", "-nameopt", "oneline")
     shown = openssl("req", "-in", master / "csr.pem", "-verify", "-noout", *named, "-pubkey")
     assert "CN = master" in shown
-    assert openssl("pkey", "-in", master / "key.pem", "-passin", "pass:sros", "-pubout") in shown
+    assert (
+        openssl("pkey", "-in", master / "key.pem", "-passin", "pass:sros", "-pubout") in shown
+    )
 
 
 def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
@@ -300,7 +319,9 @@ def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
 ) -> None:
     folder, root, _ = asking
     keys = folder / "keys"
-    root.sign(keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes")
+    root.sign(
+        keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
+    )
     assert (keys / "master/cert.pem").read_text().startswith("Certificate:\n")
     before = tree(keys)
     result = fine(generate(folder, env={"SROS_PASSPHRASE": "sros"}))
@@ -311,7 +332,11 @@ def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
         ["client", "made", "ec:prime256v1"],
     ]
     after = tree(keys)
-    for name in ("root/cert.pem", "root/crl.pem", *(f"master/{x}.pem" for x in ("key", "csr", "cert"))):
+    for name in (
+        "root/cert.pem",
+        "root/crl.pem",
+        *(f"master/{x}.pem" for x in ("key", "csr", "cert")),
+    ):
         assert after[name] == before[name]
     assert not (keys / "root/key.pem").exists()
     for node in ("server", "client"):
@@ -325,12 +350,16 @@ def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
     assert tree(keys) == after
 
 
-def test_a_root_that_brings_no_list_is_warned_of_and_its_nodes_get_none(asking: Asking, serve: Serve) -> None:
+def test_a_root_that_brings_no_list_is_warned_of_and_its_nodes_get_none(
+    asking: Asking, serve: Serve
+) -> None:
     folder, root, _ = asking
     keys = folder / "keys"
     brought = (keys / "root/crl.pem").read_bytes()
     drop(keys / "root", "crl.pem")
-    root.sign(keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes")
+    root.sign(
+        keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
+    )
     (line,) = warned(generate(folder), "keys/root/crl.pem")
     assert "missing" in line
     assert {path.name for path in (keys / "server").iterdir()} == NODE_FILES - {"crl.pem"}
@@ -348,7 +377,10 @@ def test_a_root_that_brings_no_list_is_warned_of_and_its_nodes_get_none(asking: 
 def certify_another_key(asking: Asking, cert: Path) -> None:
     """Have root sign a request of the same name for another key."""
     asking.root.sign(
-        make_request(asking.root.folder.parent, f"{SUBJECT}master"), cert, "-extensions", "ca-above-nodes"
+        make_request(asking.root.folder.parent, f"{SUBJECT}master"),
+        cert,
+        "-extensions",
+        "ca-above-nodes",
     )
 
 
@@ -386,9 +418,13 @@ def test_what_the_root_elsewhere_revokes_reaches_the_nodes_with_its_next_list(
 ) -> None:
     folder, root, _ = asking
     keys = folder / "keys"
-    root.sign(keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes")
+    root.sign(
+        keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
+    )
     fine(generate(folder))
-    unaware = folder.with_name("unaware")  # a client that has no list, so that the server decides
+    unaware = folder.with_name(
+        "unaware"
+    )  # a client that has no list, so that the server decides
     shutil.copytree(keys / "client", unaware)
     drop(unaware, "crl.pem")
     server = serve("-k", str(keys / "server"))
@@ -434,7 +470,9 @@ def trusting(node: Path, trust: Path, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def under_a_higher_ca(made: Path, tmp_path_factory: pytest.TempPathFactory, lasting: Serve) -> Crossed:
+def under_a_higher_ca(
+    made: Path, tmp_path_factory: pytest.TempPathFactory, lasting: Serve
+) -> Crossed:
     """A copy of the keys with a cross.pem, by `openssl ca`, RSA above EC: to read only."""
     base = tmp_path_factory.mktemp("higher")
     higher = Authority(base / "higher", "/O=Group/CN=Higher", *RSA, length=2)
@@ -494,7 +532,9 @@ def test_those_who_trust_a_higher_ca_verify_our_nodes_through_cross_pem(
         accepts(each, made / "keys/client")
 
 
-@pytest.mark.parametrize("through", ["nobody", "its own sub-CA", "a sub-CA named like our master"])
+@pytest.mark.parametrize(
+    "through", ["nobody", "its own sub-CA", "a sub-CA named like our master"]
+)
 def test_a_client_of_the_higher_ca_is_refused_even_with_cross_pem_in_its_chain(
     under_a_higher_ca: Crossed, tmp_path: Path, through: str
 ) -> None:
@@ -550,7 +590,10 @@ def test_a_cross_pem_for_another_key_or_name_is_refused_and_changes_nothing(
         higher.sign(make_request(tmp_path, f"{SUBJECT}root"), cross, *how)
     elif whose == "another name":  # as a policy leaves one of its parts out
         higher.sign(higher.folder / "root.csr", cross, *how, "-policy", "short")
-        assert certificate(cross).public_key() == certificate(cross.with_name("cert.pem")).public_key()
+        assert (
+            certificate(cross).public_key()
+            == certificate(cross.with_name("cert.pem")).public_key()
+        )
     else:
         shutil.copy(higher.cert, cross)
     before = tree(folder)
@@ -590,7 +633,9 @@ def request_by_cryptography(
 
 def request_by_rsa(folder: Path) -> Path:
     """Python, with an RSA key."""
-    return request_by_cryptography(folder, rsa.generate_private_key(65537, 2048), hashes.SHA256())
+    return request_by_cryptography(
+        folder, rsa.generate_private_key(65537, 2048), hashes.SHA256()
+    )
 
 
 def request_by_ed25519(folder: Path) -> Path:
@@ -674,7 +719,9 @@ def robots(made: Path, tmp_path_factory: pytest.TempPathFactory, lasting: Serve)
 
 
 @pytest.mark.parametrize("name", ROBOTS)
-def test_a_robot_that_keeps_its_key_gets_what_it_needs_to_talk(robots: Robots, name: str) -> None:
+def test_a_robot_that_keeps_its_key_gets_what_it_needs_to_talk(
+    robots: Robots, name: str
+) -> None:
     folder = robots.here / "keys" / name
     assert {path.name for path in folder.iterdir()} == NODE_FILES - {"key.pem"} | {"csr.pem"}
     accepts(robots.server, robots.there / name)
@@ -687,7 +734,10 @@ def test_subject_and_extensions_come_from_the_configuration_never_from_the_reque
     asked = x509.load_pem_x509_csr((robots.here / f"keys/{name}/csr.pem").read_bytes())
     assert asked.subject == FORGED
     assert asked.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    assert asked.extensions.get_extension_for_class(x509.SubjectAlternativeName).value == FORGED_NAMES
+    assert (
+        asked.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        == FORGED_NAMES
+    )
     signed = certificate(robots.there / name / "cert.pem")
     assert signed.public_key() == asked.public_key()
     assert [x.value for x in signed.subject] == ["US", "SROS Example", "Robots", name]
@@ -699,7 +749,9 @@ def test_subject_and_extensions_come_from_the_configuration_never_from_the_reque
     assert list(names) == [x509.DNSName(name)]
 
 
-def test_what_a_robot_got_is_of_no_use_with_another_key(robots: Robots, tmp_path: Path) -> None:
+def test_what_a_robot_got_is_of_no_use_with_another_key(
+    robots: Robots, tmp_path: Path
+) -> None:
     thief = tmp_path / "thief"
     shutil.copytree(robots.there / "openssl", thief)
     shutil.copy(robots.there / "gnutls/key.pem", thief)
@@ -736,7 +788,9 @@ def of_another(request: Path, sound: Path) -> None:
     forged = der.replace(mine.public_bytes(*form), other.public_bytes(*form))
     assert forged != der
     text = base64.encodebytes(forged).decode()
-    request.write_text(f"-----BEGIN CERTIFICATE REQUEST-----\n{text}-----END CERTIFICATE REQUEST-----\n")
+    request.write_text(
+        f"-----BEGIN CERTIFICATE REQUEST-----\n{text}-----END CERTIFICATE REQUEST-----\n"
+    )
 
 
 def emptied(request: Path, sound: Path) -> None:
@@ -794,7 +848,9 @@ def test_requests_that_are_none_or_forged_or_weak_are_a_line_each_and_change_not
     fine(generate(copy))
 
 
-def test_a_request_for_a_key_of_pss_only_is_not_certified_as_another_kind_of_key(copy: Path) -> None:
+def test_a_request_for_a_key_of_pss_only_is_not_certified_as_another_kind_of_key(
+    copy: Path,
+) -> None:
     # As its owner could not use it: TLS says "no certificate assigned". RSA keys for all uses are above.
     add_clients(copy, {"pss": "rsa:2048"})
     (copy / "keys/pss").mkdir()
@@ -889,7 +945,9 @@ class Service:
     def enrol(self, folder: Path) -> Path:
         """Have it sign a request as the page does, and return the new client's folder."""
         shell(folder, ENROL.replace("-remote localhost", f"-remote localhost:{self.port}"))
-        assert {path.name for path in (folder / "client3").iterdir()} == NODE_FILES | {"cert.csr"}
+        assert {path.name for path in (folder / "client3").iterdir()} == NODE_FILES | {
+            "cert.csr"
+        }
         return folder / "client3"
 
     def stop(self) -> None:
@@ -899,7 +957,9 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def served(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Service]]:
+def served(
+    made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Service]]:
     """A copy of the keys, and a service with its master."""
     folder = tmp_path_factory.mktemp("served") / "here"
     shutil.copytree(made, folder)
@@ -955,7 +1015,11 @@ def test_the_unencrypted_key_of_master_is_never_a_file(served: tuple[Path, Servi
     assert not [path for path in files if any(mark in path.read_bytes() for mark in marks)]
     assert b"PRIVATE KEY" in (folder / "keys/master/key.pem").read_bytes()
     command_line = Path(f"/proc/{service.process.pid}/cmdline").read_bytes()
-    assert b"cfssl" in command_line and b"PRIVATE" not in command_line and b"sros\0" not in command_line
+    assert (
+        b"cfssl" in command_line
+        and b"PRIVATE" not in command_line
+        and b"sros\0" not in command_line
+    )
 
 
 def test_the_api_issues_a_strict_certificate_of_a_client_whatever_the_request_asks(
@@ -964,7 +1028,11 @@ def test_the_api_issues_a_strict_certificate_of_a_client_whatever_the_request_as
     folder, ours = service
     node = folder / "client4"
     node.mkdir()
-    wishes = ("subjectAltName=DNS:client4", "keyUsage=keyCertSign", "extendedKeyUsage=serverAuth")
+    wishes = (
+        "subjectAltName=DNS:client4",
+        "keyUsage=keyCertSign",
+        "extendedKeyUsage=serverAuth",
+    )
     options = [word for wish in wishes for word in ("-addext", wish)]
     request = make_request(node, "/O=SROS Example/CN=client4", *options)
     answer = ours.ask("sign", {"certificate_request": request.read_text()})
@@ -975,7 +1043,10 @@ def test_the_api_issues_a_strict_certificate_of_a_client_whatever_the_request_as
     for name in ("ca.pem", "crl.pem"):
         shutil.copy(folder / "keys/client" / name, node)
 
-    issued, master = certificate(node / "cert.pem"), certificate(folder / "keys/master/cert.pem")
+    issued, master = (
+        certificate(node / "cert.pem"),
+        certificate(folder / "keys/master/cert.pem"),
+    )
     get = issued.extensions.get_extension_for_class
     assert [x.value for x in issued.subject] == ["SROS Example", "client4"]
     assert issued.serial_number.bit_length() >= 64
@@ -989,7 +1060,14 @@ def test_the_api_issues_a_strict_certificate_of_a_client_whatever_the_request_as
     assert get(x509.SubjectKeyIdentifier).value == own
     above = master.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     assert get(x509.AuthorityKeyIdentifier).value.key_identifier == above
-    verify = ["openssl", "verify", "-x509_strict", "-crl_check_all", "-no-CApath", "-no-CAstore"]
+    verify = [
+        "openssl",
+        "verify",
+        "-x509_strict",
+        "-crl_check_all",
+        "-no-CApath",
+        "-no-CAstore",
+    ]
     for option, file in {"CRLfile": "crl", "CAfile": "ca", "untrusted": "fullchain"}.items():
         verify += [f"-{option}", str(node / f"{file}.pem")]
     for purpose, good in {"sslclient": True, "sslserver": False}.items():
@@ -1029,7 +1107,9 @@ def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name
     fine(generate(folder, env=None))
 
 
-def test_over_tls_cfssl_serves_those_only_whom_our_ca_calls_client(service: tuple[Path, Service]) -> None:
+def test_over_tls_cfssl_serves_those_only_whom_our_ca_calls_client(
+    service: tuple[Path, Service],
+) -> None:
     folder, plain = service
     request = make_request(folder, "/CN=client4")
     (folder / "body.json").write_text(json.dumps({"certificate_request": request.read_text()}))
@@ -1037,7 +1117,9 @@ def test_over_tls_cfssl_serves_those_only_whom_our_ca_calls_client(service: tupl
 
     def ask(keys: Path | None) -> str:
         body, what = ("--data", f"@{folder}/body.json"), "api/v1/cfssl/sign"
-        return curl(over_tls.port, keys, folder / "keys/client/ca.pem", *body, what=what).stdout
+        return curl(
+            over_tls.port, keys, folder / "keys/client/ca.pem", *body, what=what
+        ).stdout
 
     try:
         issued = json.loads(ask(folder / "keys/client"))["result"]["certificate"]

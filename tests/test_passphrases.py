@@ -79,7 +79,9 @@ def test_a_key_is_pkcs8_with_aes_256_cbc(made: Path, name: str) -> None:
     assert not opens(key, variable, {**PHRASES, variable: "wrong"})
 
 
-def test_an_entry_without_a_cipher_has_a_plain_key_and_asks_for_nothing(tmp_path: Path) -> None:
+def test_an_entry_without_a_cipher_has_a_plain_key_and_asks_for_nothing(
+    tmp_path: Path,
+) -> None:
     configure(tmp_path, without_ciphers)
     result = generate(tmp_path, env=None)
     assert (result.returncode, result.stderr) == (0, "")
@@ -221,7 +223,9 @@ def test_a_wrong_one_that_is_typed_makes_nothing(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("second", ["root", "differs"])
-def test_two_that_differ_are_an_error_and_nothing_is_written(tmp_path: Path, second: str) -> None:
+def test_two_that_differ_are_an_error_and_nothing_is_written(
+    tmp_path: Path, second: str
+) -> None:
     configure(tmp_path)
     at = terminal(tmp_path, {"SROS_PASSPHRASE": "sros"})
     for phrase in ("root", second):

@@ -50,7 +50,9 @@ class Serving:
     recipes: tuple[str, ...]  # what stands in its shell blocks
     answer: str  # what simple_https_client.py reads
     refusal: str  # what it says, if only in its log, of a stranger
-    files: dict[str, str] = field(default_factory=dict)  # the configuration, and what stands in it
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # the configuration, and what stands in it
 
 
 SERVERS = {
@@ -58,7 +60,10 @@ SERVERS = {
     "GnuTLS": Serving(("gnutls-serv",), "hola", "Error in the certificate"),
     "NSS": Serving(("certutil", "selfserv"), "GET / HTTP/1.1", "issuer is not recognized"),
     "nginx": Serving(
-        ("-c stream.conf",), "hello", "certificate verify error", {"stream.conf": "load_module"}
+        ("-c stream.conf",),
+        "hello",
+        "certificate verify error",
+        {"stream.conf": "load_module"},
     ),
     "Caddy": Serving(
         ("Caddyfile.server",),
@@ -91,9 +96,7 @@ WARNINGS = (
 LISTS = {"client": ("curl", "Wget"), "server": ("OpenSSL", "GnuTLS", "nginx")}
 
 # A browser that root runs, and that leaves the network alone.
-FLAGS = (
-    "--no-sandbox --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-)
+FLAGS = "--no-sandbox --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 
 Serve = Callable[..., Server]
 Copy = Callable[[Path], Path]
@@ -142,22 +145,31 @@ def call(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
     """Have a program ask the server at a port, by its recipe, with the client's keys of a folder."""
     text = "".join(recipe(name, marker, "sh") for marker in CLIENTS[name])
     if name != "Caddy":
-        return paste(place, text.replace("--headless", f"--headless {FLAGS}"), port, home(place))
+        return paste(
+            place, text.replace("--headless", f"--headless {FLAGS}"), port, home(place)
+        )
     lent = free_port()
     proxy = recipe(name, "tls_client_auth", "caddyfile").replace("8080", str(lent))
     (place / "Caddyfile.client").write_text(proxy.replace("8443", str(port)))
     with running(place, text, lent, env=home(place)):
-        return paste(place, recipe(name, LENT, "sh").replace("8080", str(lent)), port, home(place))
+        return paste(
+            place, recipe(name, LENT, "sh").replace("8080", str(lent)), port, home(place)
+        )
 
 
 @contextmanager
-def serving(name: str, place: Path, old: str = "", new: str = "") -> Iterator[tuple[int, Path]]:
+def serving(
+    name: str, place: Path, old: str = "", new: str = ""
+) -> Iterator[tuple[int, Path]]:
     """Run a program as a server with a folder's keys, perhaps a changed recipe; yield port and log."""
     program, port = SERVERS[name], free_port()
     if name == "nginx":
         needs_package("libnginx-mod-stream")
     text = "".join(recipe(name, marker, "sh") for marker in program.recipes)
-    files = {file: recipe(name, marker, f"{name.lower()}\\w*") for file, marker in program.files.items()}
+    files = {
+        file: recipe(name, marker, f"{name.lower()}\\w*")
+        for file, marker in program.files.items()
+    }
     assert old in "".join((text, *files.values()))
     for file, content in files.items():
         (place / file).write_text(content.replace(old, new).replace("8443", str(port)))
@@ -174,7 +186,9 @@ def told(keys: Path, port: int, *, certified: bool, host: str = "localhost") -> 
     """What a server tells a client with or without its certificate, called by a name or address."""
     context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
     if certified:
-        context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"])
+        context.load_cert_chain(
+            keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
+        )
     with (
         socket.create_connection(("127.0.0.1", port), DEADLINE) as raw,
         context.wrap_socket(raw, server_hostname=host) as connection,
@@ -197,7 +211,9 @@ def test_a_client_is_answered(name: str, made: Path, copied: Copy, serve: Serve)
     server = serve("-k", str(made / "keys/server"))
     result = call(name, copied(made), server.port)
     assert "hello" in result.stdout, result
-    server.wait_for(lambda: re.search("^accepted\\n(.*\\n)*read: ", server.out.read_text()) is not None)
+    server.wait_for(
+        lambda: re.search("^accepted\\n(.*\\n)*read: ", server.out.read_text()) is not None
+    )
 
 
 @each(CLIENTS)
@@ -207,7 +223,9 @@ def test_a_stranger_s_client_is_refused(
     server = serve("-k", str(made / "keys/server"))
     result = call(name, copied(strangers), server.port)
     assert "hello" not in result.stdout, result
-    assert server.complained("certificate verify failed: unable to get local issuer certificate")
+    assert server.complained(
+        "certificate verify failed: unable to get local issuer certificate"
+    )
     assert server.out.read_text() == ""
 
 
@@ -220,7 +238,9 @@ def test_a_client_refuses_a_stranger_s_server(
     assert "hello" not in result.stdout, result
     assert server.complained("error: ")
     assert "verify failed" not in server.err.read_text()  # it was not the server that refused
-    assert "read: " not in server.out.read_text()  # Wget verifies a peer once its handshake is done
+    assert (
+        "read: " not in server.out.read_text()
+    )  # Wget verifies a peer once its handshake is done
 
 
 @each(CLIENTS)
@@ -233,7 +253,9 @@ def test_a_client_looks_at_lists_or_its_page_says_so(
 
 
 @each(SERVERS)
-def test_a_server_looks_at_lists_or_its_page_says_so(name: str, revoked: Path, copied: Copy) -> None:
+def test_a_server_looks_at_lists_or_its_page_says_so(
+    name: str, revoked: Path, copied: Copy
+) -> None:
     with serving(name, copied(revoked)) as (port, _):
         answer = told(revoked / "keys/client", port, certified=True)
     assert (answer != b"") == (name not in LISTS["server"])
@@ -253,22 +275,35 @@ def test_a_server_answers_our_client_and_nobody_else(
                 assert told(ours / "keys/client", port, certified=False, host=host) == b""
             result = ask(name, theirs, port)
             assert result.returncode != 0 and result.stdout == "", result
-            poll(lambda: SERVERS[name].refusal in log.read_text(errors="replace"), log.read_text)
+            poll(
+                lambda: SERVERS[name].refusal in log.read_text(errors="replace"), log.read_text
+            )
 
 
 @each(SERVERS)
-def test_our_client_refuses_a_stranger_s_server(name: str, made: Path, strangers: Path, copied: Copy) -> None:
+def test_our_client_refuses_a_stranger_s_server(
+    name: str, made: Path, strangers: Path, copied: Copy
+) -> None:
     with serving(name, copied(strangers)) as (port, _):
         result = ask(name, copied(made), port)
     assert result.returncode != 0 and result.stdout == "", result
-    assert re.search("certificate (verify failed|problem): unable to get", result.stderr), result
+    assert re.search("certificate (verify failed|problem): unable to get", result.stderr), (
+        result
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "certified", "host"), [marked(*warning) for warning in WARNINGS]
 )
 def test_what_a_page_warns_of_lets_strangers_in(
-    name: str, old: str, new: str, certified: bool, host: str, made: Path, strangers: Path, copied: Copy
+    name: str,
+    old: str,
+    new: str,
+    certified: bool,
+    host: str,
+    made: Path,
+    strangers: Path,
+    copied: Copy,
 ) -> None:
     with serving(name, copied(made), old, new) as (port, _):
         assert told(strangers / "keys/client", port, certified=certified, host=host)

@@ -21,7 +21,9 @@ def lines_of(node: ast.stmt) -> int:
 def functions_over(text: str, most: int) -> list[str]:
     """Return the functions that take more lines than that."""
     functions = [
-        x for x in ast.walk(ast.parse(text)) if isinstance(x, (ast.FunctionDef, ast.AsyncFunctionDef))
+        x
+        for x in ast.walk(ast.parse(text))
+        if isinstance(x, (ast.FunctionDef, ast.AsyncFunctionDef))
     ]
     return [each.name for each in functions if lines_of(each) > most]
 
@@ -41,4 +43,6 @@ def test_no_class_of_key_generation_takes_more_than_a_seventh_of_it() -> None:
     text = GENERATE.read_text()
     classes = [each for each in ast.walk(ast.parse(text)) if isinstance(each, ast.ClassDef)]
     assert classes
-    assert [each.name for each in classes if lines_of(each) * MAX_SHARE > len(text.splitlines())] == []
+    assert [
+        each.name for each in classes if lines_of(each) * MAX_SHARE > len(text.splitlines())
+    ] == []

@@ -56,11 +56,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def shell(folder: Path, text: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def shell(
+    folder: Path, text: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a shell block in a folder, with this Python as python3."""
     needs_those_of(text)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path})
+    return run(
+        "bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,11 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         shutil.copy(ROOT / name, folder)
     for script in ROOT.glob("simple_*.py"):
         shutil.copy(script, folder)
-    result = shell(folder, pages.block(README, "pip install -q -r requirements.txt"), {"PYTHONWARNINGS": ""})
+    result = shell(
+        folder,
+        pages.block(README, "pip install -q -r requirements.txt"),
+        {"PYTHONWARNINGS": ""},
+    )
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -108,7 +116,11 @@ def markers_of(path: str) -> list[str]:
 @pytest.mark.parametrize("path", pages.PATHS)
 def test_every_shell_block_of_a_page_is_run_by_a_test(path: str) -> None:
     told = "".join(STORIES.values())
-    found = [text for kind, text in pages.blocks(pages.PAGES[path]) if kind == "sh" and text not in told]
+    found = [
+        text
+        for kind, text in pages.blocks(pages.PAGES[path])
+        if kind == "sh" and text not in told
+    ]
     markers = markers_of(path)
     for text in found:
         assert [marker for marker in markers if marker in text], f"no test runs:\n{text}"
@@ -118,11 +130,15 @@ def test_every_shell_block_of_a_page_is_run_by_a_test(path: str) -> None:
 
 def test_a_page_is_where_the_readme_links_it_and_its_own_links_lead_somewhere() -> None:
     for path in pages.PATHS:
-        for target, anchor in re.findall(r"\]\((?!https:)([^)#]*)(?:#([^)]*))?\)", pages.PAGES[path]):
+        for target, anchor in re.findall(
+            r"\]\((?!https:)([^)#]*)(?:#([^)]*))?\)", pages.PAGES[path]
+        ):
             file = (ROOT / path).parent / target if target else ROOT / path
             assert file.is_file(), f"{path} links {target}"
             titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-            names = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+            names = [
+                re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles
+            ]
             assert not anchor or anchor in names, f"{path} links {target}#{anchor}"
     linked = re.findall(r"\]\(([^)#]*)", pages.PAGES[README])
     assert {*pages.PATHS} - {README} <= {*linked}
@@ -141,7 +157,9 @@ def test_the_refusals_that_people_meet_are_lines_of_the_atlas() -> None:
 
 def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path, str]) -> None:
     _, printed = fresh
-    assert tree(printed) == tree(pages.transcript(README, "pip install -q -r requirements.txt"))
+    assert tree(printed) == tree(
+        pages.transcript(README, "pip install -q -r requirements.txt")
+    )
 
 
 def tree(text: str) -> str:
@@ -158,7 +176,9 @@ def test_uv_makes_the_keys_without_an_environment(tmp_path: Path) -> None:
     phrases = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros", "PYTHONWARNINGS": ""}
     result = shell(tmp_path, text, phrases)
     assert result.returncode == 0, result.stderr
-    assert tree(result.stdout) == tree(pages.transcript(README, "pip install -q -r requirements.txt"))
+    assert tree(result.stdout) == tree(
+        pages.transcript(README, "pip install -q -r requirements.txt")
+    )
 
 
 def test_the_page_installs_every_program_that_a_test_can_lack() -> None:
@@ -182,11 +202,15 @@ def test_two_terminals_show_the_transcripts_to_the_letter(
     assert client.finish() == 0
     assert client.seen == pages.transcript(README, "./simple_https_client.py")
     server.expect("closed\n")
-    assert server.seen == pages.transcript(README, "./simple_https_server.py").replace("8443", str(port))
+    assert server.seen == pages.transcript(README, "./simple_https_server.py").replace(
+        "8443", str(port)
+    )
 
 
 @pytest.mark.parametrize("page", [CURL, OPENSSL])
-def test_other_clients_get_their_answer(talking: tuple[Path, int, Terminal], page: str) -> None:
+def test_other_clients_get_their_answer(
+    talking: tuple[Path, int, Terminal], page: str
+) -> None:
     folder, port, _ = talking
     (marker,) = COMMANDS[page]
     text = pages.block(page, marker).replace("8443", str(port))
@@ -218,7 +242,9 @@ def test_nginx_serves_with_the_same_files(fresh: tuple[Path, str]) -> None:
         assert "No required SSL certificate was sent" in shell(folder, bare, PHRASES).stdout
 
 
-def test_a_service_gets_a_ca_of_its_own_by_request(fresh: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_service_gets_a_ca_of_its_own_by_request(
+    fresh: tuple[Path, str], tmp_path: Path
+) -> None:
     folder = tmp_path / "service"
     shutil.copytree(fresh[0], folder, symlinks=True)
     configuration = folder / "sros_config.yml"
@@ -236,7 +262,9 @@ def test_a_service_gets_a_ca_of_its_own_by_request(fresh: tuple[Path, str], tmp_
     assert (folder / "service-key.pem").stat().st_mode & 0o077 == 0
 
 
-def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp_path: Path) -> None:
+def test_masters_key_serves_as_that_of_a_ca_service(
+    fresh: tuple[Path, str], tmp_path: Path
+) -> None:
     needs("cfssl", "cfssljson")
     folder, port = tmp_path / "service", free_port()
     shutil.copytree(fresh[0], folder, symlinks=True)
@@ -256,11 +284,16 @@ def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp
         result = shell(folder, text.replace("./simple_https_client.py -k client3", exchange))
         assert result.stdout == pages.transcript(SERVICE, "cfssl sign"), result.stderr
         revoked = shell(folder, pages.block(SERVICE, "--revoke client3"), PHRASES)
-        assert plain(revoked.stdout) == plain(pages.transcript(SERVICE, "--revoke client3")), revoked.stderr
+        assert plain(revoked.stdout) == plain(pages.transcript(SERVICE, "--revoke client3")), (
+            revoked.stderr
+        )
         server.process.send_signal(signal.SIGHUP)
         server.wait_for(lambda: "hello" not in shell(folder, exchange).stdout)
         assert "certificate revoked" in shell(folder, exchange).stderr
-        assert "hello" in shell(folder, exchange.replace("client3", "keys/client"), PHRASES).stdout
+        assert (
+            "hello"
+            in shell(folder, exchange.replace("client3", "keys/client"), PHRASES).stdout
+        )
     finally:
         os.killpg(service.pid, signal.SIGKILL)
         service.wait(DEADLINE)
@@ -270,14 +303,21 @@ def test_masters_key_serves_as_that_of_a_ca_service(fresh: tuple[Path, str], tmp
 def plain(text: str) -> str:
     """Output without what differs from run to run, and without openssl's remarks."""
     text = re.sub(
-        r"^([.+*-]+|Certificate request self-signature ok|subject=.*)\n", "", text, flags=re.MULTILINE
+        r"^([.+*-]+|Certificate request self-signature ok|subject=.*)\n",
+        "",
+        text,
+        flags=re.MULTILINE,
     )
-    text = re.sub(r"(127\.0\.0\.1|::1) port \d+", "127.0.0.1 port PORT", text)  # as the hosts file has it
+    text = re.sub(
+        r"(127\.0\.0\.1|::1) port \d+", "127.0.0.1 port PORT", text
+    )  # as the hosts file has it
     return re.sub(r"port \d+", "port PORT", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
 
 
 @pytest.mark.parametrize("title", STORIES)
-def test_a_story_goes_as_it_is_told(fresh: tuple[Path, str], tmp_path: Path, title: str) -> None:
+def test_a_story_goes_as_it_is_told(
+    fresh: tuple[Path, str], tmp_path: Path, title: str
+) -> None:
     folder, end, port = tmp_path / "story", "--- end of a block\n", free_port()
     shutil.copytree(fresh[0], folder, symlinks=True)
     told = re.findall(PAIR, STORIES[title], re.DOTALL | re.MULTILINE)
@@ -290,20 +330,26 @@ def test_a_story_goes_as_it_is_told(fresh: tuple[Path, str], tmp_path: Path, tit
 
 @pytest.mark.parametrize("script", ["key_generation", "https_server", "https_client"])
 def test_the_command_lines_are_those_of_the_help(script: str) -> None:
-    (usage,) = re.findall(rf"^simple_{script}\.py +(\[.*)$", SECTIONS["Command lines"], re.MULTILINE)
+    (usage,) = re.findall(
+        rf"^simple_{script}\.py +(\[.*)$", SECTIONS["Command lines"], re.MULTILINE
+    )
     printed = run(sys.executable, ROOT / f"simple_{script}.py", "--help").stdout
     for option, default in re.findall(r"(--?\w+)(?: ([\w./]+)\])?", usage):
         assert re.search(rf"(^|[\s\[]){option}\b", printed), option
         assert default in printed
 
 
-def test_the_tables_name_every_key_type_and_field_that_the_script_knows(tmp_path: Path) -> None:
+def test_the_tables_name_every_key_type_and_field_that_the_script_knows(
+    tmp_path: Path,
+) -> None:
     text, section = (ROOT / "sros_config.yml").read_text(), SECTIONS["The configuration"]
 
     def known(old: str, new: str, pattern: str) -> set[str]:
         (tmp_path / "sros_config.yml").write_text(text.replace(old, new, 1))
         result = run(sys.executable, ROOT / "simple_key_generation.py", cwd=tmp_path)
-        return {*re.findall(pattern, result.stderr.partition(" there are ")[2] or result.stderr)}
+        return {
+            *re.findall(pattern, result.stderr.partition(" there are ")[2] or result.stderr)
+        }
 
     def told(row: str) -> set[str]:
         (cells,) = re.findall(rf"^\| `{row}` \|.*\|(.*)\|$", section, re.MULTILINE)
@@ -316,7 +362,9 @@ def test_the_tables_name_every_key_type_and_field_that_the_script_knows(tmp_path
     assert extensions == {
         *re.findall(
             r"`(\w+)`",
-            "".join(re.findall(r"^\| (`[a-z]\w+`.*?) \|", section.split("| extension |")[1], re.M)),
+            "".join(
+                re.findall(r"^\| (`[a-z]\w+`.*?) \|", section.split("| extension |")[1], re.M)
+            ),
         )
     }
     fields = known("issuer: root", "x: root", r"\b\w+(?=[,\n])")

@@ -125,7 +125,9 @@ def expired(old: Path, tmp_path: Path) -> Path:
     return shutil.copytree(old, tmp_path / "expired")
 
 
-def renew_later(folder: Path, when: str, *names: str, env: dict[str, str] | None = MASTERS) -> Result:
+def renew_later(
+    folder: Path, when: str, *names: str, env: dict[str, str] | None = MASTERS
+) -> Result:
     """Run the script with --renew at a later time."""
     return later(folder, when, "--renew", *names, env=env)
 
@@ -147,7 +149,9 @@ def refuse(serve: Serve, server: Path, peer: Path, by: str, reason: str, alert: 
     (mine,) = result.stderr.splitlines()
     (theirs,) = [line for line in started.err.read_text().splitlines() if "error: " in line]
     verifier, other = (theirs, mine) if by == "server" else (mine, theirs)
-    assert mine.startswith(f"{CLIENT.name}: error: ") and theirs.startswith(f"{SERVER.name}: error: ")
+    assert mine.startswith(f"{CLIENT.name}: error: ") and theirs.startswith(
+        f"{SERVER.name}: error: "
+    )
     assert reason in verifier and "alert" not in verifier
     assert f"alert {alert}" in other
 
@@ -161,7 +165,10 @@ def test_renewal_makes_a_new_certificate_on_the_same_key_as_the_configuration_sa
     def today(keys: dict[str, Any]) -> None:
         keys["nodes"]["client2"] = {**keys["nodes"]["client"]}
         keys["nodes"]["client2"]["validity"] = {"notBefore": "-2h", "notAfter": "30d"}
-        extensions = {**keys["nodes"]["client"]["extensions"], "subjectAltName": "DNS:arm.example"}
+        extensions = {
+            **keys["nodes"]["client"]["extensions"],
+            "subjectAltName": "DNS:arm.example",
+        }
         keys["nodes"]["client2"]["extensions"] = extensions
 
     keys = fleet / "keys"
@@ -169,7 +176,10 @@ def test_renewal_makes_a_new_certificate_on_the_same_key_as_the_configuration_sa
     edit(fleet, today)
     before = tree(keys)
     result = fine(generate(fleet, "--renew", "client2", env=MASTERS))
-    assert states(result) == {**dict.fromkeys(["root", "master", *NODES], "kept"), "client2": "renewed"}
+    assert states(result) == {
+        **dict.fromkeys(["root", "master", *NODES], "kept"),
+        "client2": "renewed",
+    }
 
     new = certificate(keys / "client2/cert.pem")
     assert new.public_key() == old.public_key() and new.serial_number != old.serial_number
@@ -179,11 +189,17 @@ def test_renewal_makes_a_new_certificate_on_the_same_key_as_the_configuration_sa
     assert abs(new.not_valid_after_utc - now - timedelta(days=30)) < minute
     assert abs(new.not_valid_before_utc - now + timedelta(hours=2)) < minute
 
-    files = {"client2/cert.pem", "client2/fullchain.pem", str(record(keys, "client2").relative_to(keys))}
+    files = {
+        "client2/cert.pem",
+        "client2/fullchain.pem",
+        str(record(keys, "client2").relative_to(keys)),
+    }
     assert changed(before, tree(keys)) == files, "no key and no other node"
     text = (keys / "client2/cert.pem").read_text()
     assert record(keys, "client2").read_text() == text != old_record.read_text()
-    assert (keys / "client2/fullchain.pem").read_text() == text + (keys / "master/cert.pem").read_text()
+    assert (keys / "client2/fullchain.pem").read_text() == text + (
+        keys / "master/cert.pem"
+    ).read_text()
     assert judge(keys / "client2").returncode == 0
     before = tree(fleet)
     fine(generate(fleet, env=None))
@@ -198,7 +214,13 @@ def test_a_renewed_nodes_subject_is_that_of_the_configuration(copy: Path) -> Non
     result = fine(generate(copy, "--renew", "client", env=MASTERS))
     assert states(result)["client"] == "renewed"
     printed = openssl(
-        "x509", "-in", copy / "keys/client/cert.pem", "-noout", "-subject", "-nameopt", "compat"
+        "x509",
+        "-in",
+        copy / "keys/client/cert.pem",
+        "-noout",
+        "-subject",
+        "-nameopt",
+        "compat",
     )
     assert printed == f"subject={SUBJECT}arm\n"
 
@@ -219,14 +241,18 @@ def test_what_has_no_key_here_is_renewed_for_the_key_that_it_has_elsewhere(copy:
         assert renewed.serial_number != certified.serial_number
 
 
-def test_renewal_without_names_changes_nothing_and_asks_nothing_while_nothing_is_due(copy: Path) -> None:
+def test_renewal_without_names_changes_nothing_and_asks_nothing_while_nothing_is_due(
+    copy: Path,
+) -> None:
     before = tree(copy)
     result = fine(generate(copy, "--renew", env=None))
     assert set(states(result).values()) == {"kept"}
     assert tree(copy) == before
 
 
-def test_renewal_without_names_renews_exactly_what_is_due_without_the_roots_key(copy: Path) -> None:
+def test_renewal_without_names_renews_exactly_what_is_due_without_the_roots_key(
+    copy: Path,
+) -> None:
     def long_lived(keys: dict[str, Any]) -> None:
         keys["nodes"]["camera"] = {**keys["nodes"]["client"], "validity": {"notAfter": "3y"}}
 
@@ -254,13 +280,22 @@ def test_renewal_without_names_renews_exactly_what_is_due_without_the_roots_key(
 def test_an_expired_certificate_is_an_error_until_it_is_renewed(expired: Path) -> None:
     keys = expired / "keys"
     before = tree(keys)
-    (line,) = refused(generate(expired, "--renew", "server", env=MASTERS), "keys/client/cert.pem")
+    (line,) = refused(
+        generate(expired, "--renew", "server", env=MASTERS), "keys/client/cert.pem"
+    )
     assert "expired" in line and "--renew" in line
     result = fine(generate(expired, "--renew", env=MASTERS))
-    assert states(result) == {"root": "kept", "master": "kept", "server": "kept", "client": "renewed"}
+    assert states(result) == {
+        "root": "kept",
+        "master": "kept",
+        "server": "kept",
+        "client": "renewed",
+    }
     fine(generate(expired, env=None))
     after = tree(keys)
-    assert all(after[f"{name}/key.pem"] == before[f"{name}/key.pem"] for name in ("server", "client"))
+    assert all(
+        after[f"{name}/key.pem"] == before[f"{name}/key.pem"] for name in ("server", "client")
+    )
     assert [judge(keys / name).returncode for name in ("server", "client")] == [0, 0]
 
 
@@ -274,7 +309,9 @@ def test_renewal_without_pass_phrase_and_terminal_is_one_line(copy: Path) -> Non
 def test_renewal_with_a_wrong_pass_phrase_is_one_line(copy: Path) -> None:
     before = tree(copy)
     wrong = {"SROS_PASSPHRASE": "wrong"}
-    refused(generate(copy, "--renew", "client", env=wrong), "keys/master/key.pem", "2 below master")
+    refused(
+        generate(copy, "--renew", "client", env=wrong), "keys/master/key.pem", "2 below master"
+    )
     assert tree(copy) == before
 
 
@@ -310,10 +347,15 @@ def ca_renewed(
     return name, change(three, tmp_path_factory, "--renew", name)
 
 
-def test_a_renewed_ca_keeps_its_key_and_every_nodes_certificate(ca_renewed: tuple[str, Change]) -> None:
+def test_a_renewed_ca_keeps_its_key_and_every_nodes_certificate(
+    ca_renewed: tuple[str, Change],
+) -> None:
     name, (before, after, files, result) = ca_renewed
     fine(result)
-    assert states(result) == {**dict.fromkeys(["root", "master", *NODES], "kept"), name: "renewed"}
+    assert states(result) == {
+        **dict.fromkeys(["root", "master", *NODES], "kept"),
+        name: "renewed",
+    }
     old, new = (certificate(keys / name / "cert.pem") for keys in (before, after))
     assert new.public_key() == old.public_key() and new.serial_number != old.serial_number
     # A node's fullchain.pem has the new master, its ca.pem the new root; a root stands in its own.
@@ -369,7 +411,10 @@ def test_without_the_roots_key_a_due_master_stays_in_force_until_it_is_signed_el
     assert "keys/root" in line
     expected = {"root": "kept", "master": "kept", "server": "renewed", "client": "renewed"}
     assert states(result) == expected
-    files = {"master/csr.pem", *(f"{x}/{y}.pem" for x in NODES[:2] for y in ("cert", "fullchain"))}
+    files = {
+        "master/csr.pem",
+        *(f"{x}/{y}.pem" for x in NODES[:2] for y in ("cert", "fullchain")),
+    }
     files |= {str(record(keys, name).relative_to(keys)) for name in NODES[:2]}
     assert changed(before, tree(keys)) == files, "master/cert.pem is none of them"
 
@@ -379,7 +424,9 @@ def test_without_the_roots_key_a_due_master_stays_in_force_until_it_is_signed_el
     result = fine(generate(tmp_path, "--renew", env=MASTERS))
     assert states(result) == dict.fromkeys(expected, "kept")
     assert (keys / "master/cert.pem").read_text() == new
-    assert (keys / "server/fullchain.pem").read_text() == (keys / "server/cert.pem").read_text() + new
+    assert (keys / "server/fullchain.pem").read_text() == (
+        keys / "server/cert.pem"
+    ).read_text() + new
     assert certificate(record(keys, "master", "root")) == certificate(keys / "master/cert.pem")
     assert judge(keys / "client", keys / "server").returncode == 0
 
@@ -421,17 +468,24 @@ def test_wrong_use_is_status_2_and_changes_nothing(fleet: Path) -> None:
     before = tree(fleet)
     with ThreadPoolExecutor(2) as pool:
         lines = list(pool.map(use, cases))
-    assert all(line.startswith(start) for line, start in zip(lines, cases.values(), strict=True)), lines
+    assert all(
+        line.startswith(start) for line, start in zip(lines, cases.values(), strict=True)
+    ), lines
     assert tree(fleet) == before
 
 
 # --- Revocation: the lists ------------------------------------------------------------------------
 
 
-def test_revocation_writes_the_issuers_list_and_its_copies_and_nothing_else(client_revoked: Change) -> None:
+def test_revocation_writes_the_issuers_list_and_its_copies_and_nothing_else(
+    client_revoked: Change,
+) -> None:
     _, after, files, result = client_revoked
     fine(result)
-    assert states(result) == {**dict.fromkeys(["root", "master", *NODES], "kept"), "client": "revoked"}
+    assert states(result) == {
+        **dict.fromkeys(["root", "master", *NODES], "kept"),
+        "client": "revoked",
+    }
     assert files == {"master/crl.pem", *(f"{node}/crl.pem" for node in NODES)}
     whole = "".join((after / ca / "crl.pem").read_text() for ca in ("master", "root"))
     assert [(after / node / "crl.pem").read_text() for node in NODES] == [whole] * 3
@@ -442,7 +496,9 @@ def test_revocation_writes_the_issuers_list_and_its_copies_and_nothing_else(clie
 def test_openssl_reads_the_list_as_rfc_5280_wants_it(client_revoked: Change) -> None:
     path = client_revoked.after / "master/crl.pem"
     text = openssl("crl", "-in", path, "-noout", "-text")
-    identifier = openssl("x509", "-in", path.with_name("cert.pem"), "-noout", "-ext", "subjectKeyIdentifier")
+    identifier = openssl(
+        "x509", "-in", path.with_name("cert.pem"), "-noout", "-ext", "subjectKeyIdentifier"
+    )
     for pattern in (
         "Version 2 ",
         "Issuer: .*CN ?= ?master\n",
@@ -467,7 +523,10 @@ def test_a_list_is_signed_now_and_ends_with_its_ca(client_revoked: Change) -> No
     assert timedelta(0) <= now - entry.revocation_date_utc < timedelta(minutes=10)
     identifier = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
     subject = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    assert identifier.key_identifier == subject.digest and identifier.authority_cert_issuer is None
+    assert (
+        identifier.key_identifier == subject.digest
+        and identifier.authority_cert_issuer is None
+    )
 
 
 REASONS = {  # of RFC 5280, section 5.3.1, but removeFromCRL; None: the extension is absent
@@ -498,7 +557,9 @@ def by_reason(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_an_entry_has_the_reason_that_was_given(by_reason: dict[str, Path], reason: str) -> None:
+def test_an_entry_has_the_reason_that_was_given(
+    by_reason: dict[str, Path], reason: str
+) -> None:
     path, words = by_reason[reason], REASONS[reason]
     text = openssl("crl", "-in", path, "-noout", "-text")
     (entry,) = lists(path)[0]
@@ -510,7 +571,9 @@ def test_an_entry_has_the_reason_that_was_given(by_reason: dict[str, Path], reas
         assert found.value == x509.CRLReason(x509.ReasonFlags(reason)) and not found.critical
 
 
-def test_the_next_run_says_how_to_go_on_and_a_second_revocation_changes_nothing(lessened: Path) -> None:
+def test_the_next_run_says_how_to_go_on_and_a_second_revocation_changes_nothing(
+    lessened: Path,
+) -> None:
     before = tree(lessened)
     result = generate(lessened, env=None)
     (line,) = refused(result, "rm -r keys/client")
@@ -542,7 +605,9 @@ def test_an_expired_certificate_is_not_put_on_the_list(expired: Path) -> None:
     assert revoked_serials(keys / "master/crl.pem") == {serial(keys / "client")} != {gone}
 
 
-def test_no_entry_ever_leaves_a_list_and_every_list_has_the_next_number(tmp_path: Path) -> None:
+def test_no_entry_ever_leaves_a_list_and_every_list_has_the_next_number(
+    tmp_path: Path,
+) -> None:
     def short(keys: dict[str, Any]) -> None:
         for name in ("root", "master"):
             keys[name]["validity"]["nextUpdate"] = "30d"
@@ -555,9 +620,15 @@ def test_no_entry_ever_leaves_a_list_and_every_list_has_the_next_number(tmp_path
     fine(generate(tmp_path, "--revoke", "client", "--reason", "superseded"))
     entry = lists(own)[0][0]
     found.append((number(*lists(own)), revoked_serials(own)))
-    refused(generate(tmp_path, "--revoke", "server", "--reason", "keyCompromise"), "rm -r keys/client")
+    refused(
+        generate(tmp_path, "--revoke", "server", "--reason", "keyCompromise"),
+        "rm -r keys/client",
+    )
     found.append((number(*lists(own)), revoked_serials(own)))
-    for when in ("+25 days", "+500 days"):  # in the last third of the list's life; nodes have expired
+    for when in (
+        "+25 days",
+        "+500 days",
+    ):  # in the last third of the list's life; nodes have expired
         assert later(tmp_path, when).returncode == 1
         found.append((number(*lists(own)), revoked_serials(own)))
     numbers, contents = zip(*found, strict=True)
@@ -565,7 +636,10 @@ def test_no_entry_ever_leaves_a_list_and_every_list_has_the_next_number(tmp_path
     assert contents == (set(), {serials[0]}, {*serials}, {*serials}, {*serials})
     kept = lists(own)[0].get_revoked_certificate_by_serial_number(serials[0])
     assert kept is not None and kept.revocation_date_utc == entry.revocation_date_utc
-    assert kept.extensions.get_extension_for_class(x509.CRLReason).value.reason.value == "superseded"
+    assert (
+        kept.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
+        == "superseded"
+    )
     assert revoked_serials(keys / "server/crl.pem") == {*serials}
 
 
@@ -575,7 +649,9 @@ def test_a_name_that_left_the_configuration_can_be_revoked(fleet: Path) -> None:
     before = tree(keys)
     result = fine(generate(fleet, "--revoke", "client2", env=MASTERS))
     assert list(states(result)) == ["root", "master", "server", "client"]
-    assert changed(before, tree(keys)) == {f"{x}/crl.pem" for x in ("master", "server", "client")}
+    assert changed(before, tree(keys)) == {
+        f"{x}/crl.pem" for x in ("master", "server", "client")
+    }
     assert revoked_serials(keys / "server/crl.pem") == {serial(keys / "client2")}
     assert number(*lists(keys / "master/crl.pem")) == 2
     assert REVOKED in judge(keys / "client2", keys / "server").stderr
@@ -583,7 +659,9 @@ def test_a_name_that_left_the_configuration_can_be_revoked(fleet: Path) -> None:
 
 def test_revocation_without_pass_phrase_and_terminal_changes_nothing(copy: Path) -> None:
     before = tree(copy)
-    refused(generate(copy, "--revoke", "client", env=None), "SROS_PASSPHRASE", "2 below master")
+    refused(
+        generate(copy, "--revoke", "client", env=None), "SROS_PASSPHRASE", "2 below master"
+    )
     assert tree(copy) == before
 
 
@@ -644,10 +722,14 @@ def test_a_revoked_key_is_not_certified_again(lessened: Path, left: str) -> None
     result = generate(lessened, env=MASTERS)
     refused(result, "rm -r keys/client,")
     assert states(result)["client2"] == "made", "the twin, which is not revoked"
-    assert not [name for name in changed(before, tree(keys)) if "client/" in name or "/client-" in name]
+    assert not [
+        name for name in changed(before, tree(keys)) if "client/" in name or "/client-" in name
+    ]
 
 
-def test_a_revoked_certificate_is_an_error_where_the_roots_list_is_missing_too(lessened: Path) -> None:
+def test_a_revoked_certificate_is_an_error_where_the_roots_list_is_missing_too(
+    lessened: Path,
+) -> None:
     keys = lessened / "keys"
     keep_only(keys / "root", "cert.pem")
     drop(keys, *(f"{node}/crl.pem" for node in NODES))
@@ -658,14 +740,18 @@ def test_a_revoked_certificate_is_an_error_where_the_roots_list_is_missing_too(l
 # --- Revocation: what peers make of it ------------------------------------------------------------
 
 
-def test_a_server_refuses_a_revoked_client_and_no_other(client_revoked: Change, serve: Serve) -> None:
+def test_a_server_refuses_a_revoked_client_and_no_other(
+    client_revoked: Change, serve: Serve
+) -> None:
     before, after, _, _ = client_revoked
     refuse(serve, after / "server", after / "client", "server", REVOKED, REVOKED)
     exchange(serve, after / "server", after / "client2")
     exchange(serve, before / "server", before / "client")
 
 
-def test_a_client_refuses_a_revoked_server_and_no_other(copy: Path, made: Path, serve: Serve) -> None:
+def test_a_client_refuses_a_revoked_server_and_no_other(
+    copy: Path, made: Path, serve: Serve
+) -> None:
     exchange(serve, copy / "keys/server", copy / "keys/client")
     result = fine(generate(copy, "--revoke", "server", env=MASTERS))
     assert states(result)["server"] == "revoked"
@@ -721,12 +807,21 @@ def nginx(keys: Path, folder: Path) -> Iterator[int]:
         yield port
 
 
-def test_nginx_refuses_a_revoked_client_and_no_other(client_revoked: Change, tmp_path: Path) -> None:
+def test_nginx_refuses_a_revoked_client_and_no_other(
+    client_revoked: Change, tmp_path: Path
+) -> None:
     keys = client_revoked.after
 
     def curl(port: int, node: str) -> str:
         folder = keys / node
-        pair = ("--cert", folder / "fullchain.pem", "--key", folder / "key.pem", "--config", "-")
+        pair = (
+            "--cert",
+            folder / "fullchain.pem",
+            "--key",
+            folder / "key.pem",
+            "--config",
+            "-",
+        )
         trust = ("--cacert", folder / "ca.pem", "--crlfile", folder / "crl.pem")
         command = ("curl", "--silent", "--write-out", "%{http_code}", *trust, *pair)
         return run(*command, f"https://localhost:{port}/", stdin='pass = "sros"\n').stdout
@@ -779,7 +874,10 @@ def test_everyone_is_refused_by_an_expired_list_and_accepted_by_its_successor(
     keys, stale = tmp_path / "keys", tmp_path / "stale"
     shutil.copytree(keys, stale)
     fine(generate(tmp_path, env=MASTERS))
-    assert (number(*lists(keys / "master/crl.pem")), len(lists(keys / "server/crl.pem"))) == (2, 2)
+    assert (number(*lists(keys / "master/crl.pem")), len(lists(keys / "server/crl.pem"))) == (
+        2,
+        2,
+    )
     reason, alert = "CRL has expired", "certificate expired"
     refuse(serve, stale / "server", keys / "client", "server", reason, alert)
     refuse(serve, keys / "server", stale / "client", "client", reason, alert)
@@ -803,7 +901,9 @@ def put_older_list_back(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("arguments", ["", "--revoke client2"])
-def test_an_older_list_in_the_newer_ones_place_is_an_error(lessened: Path, arguments: str) -> None:
+def test_an_older_list_in_the_newer_ones_place_is_an_error(
+    lessened: Path, arguments: str
+) -> None:
     put_older_list_back(lessened)
     before = tree(lessened)
     result = generate(lessened, *arguments.split(), env=MASTERS)
@@ -826,7 +926,11 @@ def test_a_lost_list_is_restored_before_it_is_extended(lessened: Path) -> None:
     refused(generate(lessened, "--revoke", "client2", env=MASTERS), "rm -r keys/client")
     assert number(*lists(keys / "master/crl.pem")) == 3
     expected = {serial(keys / "client"), serial(keys / "client2")}
-    assert revoked_serials(keys / "master/crl.pem") == revoked_serials(keys / "server/crl.pem") == expected
+    assert (
+        revoked_serials(keys / "master/crl.pem")
+        == revoked_serials(keys / "server/crl.pem")
+        == expected
+    )
 
 
 def test_the_roots_list_in_its_last_third_is_a_warning_without_its_key(tmp_path: Path) -> None:

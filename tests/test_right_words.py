@@ -213,7 +213,9 @@ ROOTS = {
 
 
 @pytest.mark.parametrize("case", ROOTS)
-def test_a_roots_fault_is_reported_as_the_roots_and_can_be_mended(copy: Path, case: str) -> None:
+def test_a_roots_fault_is_reported_as_the_roots_and_can_be_mended(
+    copy: Path, case: str
+) -> None:
     constraints, usage = ROOTS[case]
     root = copy / "keys/root"
     drop(copy / "keys", "master", "server", "client")
@@ -267,7 +269,9 @@ def link(path: Path) -> None:
 @pytest.mark.parametrize(
     "place", ["keys", "keys/root", "keys/server", "keys/master/issued", "keys/server/cert.pem"]
 )
-def test_a_link_to_an_absent_stick_is_named_and_does_not_exist_as_a_file(copy: Path, place: str) -> None:
+def test_a_link_to_an_absent_stick_is_named_and_does_not_exist_as_a_file(
+    copy: Path, place: str
+) -> None:
     link(copy / place)
     lines = complaints(generate(copy, "--renew", "client"), "error", 1)
     assert place in lines[0]
@@ -293,7 +297,9 @@ LISTS: dict[str, Change] = {
     "keys.root.key": lambda keys: keys["root"].update(key=["ec:prime256v1"]),
     "keys.master.issuer": lambda keys: keys["master"].update(issuer=["root"]),
     "keys.root.digest": lambda keys: keys["root"].update(digest=["sha256"]),
-    "keys.root.validity.notAfter": lambda keys: keys["root"]["validity"].update(notAfter=["9y"]),
+    "keys.root.validity.notAfter": lambda keys: keys["root"]["validity"].update(
+        notAfter=["9y"]
+    ),
     "keys.root.passphrase": lambda keys: keys["root"].update(passphrase=["A", "B"]),
     "keys.root.subject": lambda keys: keys["root"].update(subject=[]),
     "keys.root.validity": lambda keys: keys["root"].update(validity=["9y"]),
@@ -313,7 +319,9 @@ def test_a_list_where_a_text_belongs_is_called_a_list(tmp_path: Path, place: str
 
 
 @pytest.mark.parametrize("field", ["commonName", "organizationName"])
-def test_a_mapping_where_a_text_belongs_is_called_a_mapping(tmp_path: Path, field: str) -> None:
+def test_a_mapping_where_a_text_belongs_is_called_a_mapping(
+    tmp_path: Path, field: str
+) -> None:
     edit(tmp_path, lambda keys: keys["root"]["subject"].update({field: {"a": "b"}}))
     (line,) = complaints(generate(tmp_path), "error", 2)
     assert line.startswith(f"sros_config.yml: keys.root.subject.{field}: ")
@@ -372,7 +380,9 @@ def put_long_list(folder: Path, count: int) -> None:
     (folder / "ca.cnf").write_text(INDEX)
     ca = folder / "keys/master"
     pair = ("-cert", ca / "cert.pem", "-keyfile", ca / "key.pem")
-    made = run("openssl", "ca", "-gencrl", "-config", "ca.cnf", *pair, "-out", "c.pem", cwd=folder)
+    made = run(
+        "openssl", "ca", "-gencrl", "-config", "ca.cnf", *pair, "-out", "c.pem", cwd=folder
+    )
     assert made.returncode == 0, made.stderr
     (folder / "c.pem").rename(ca / "crl.pem")
 
@@ -397,7 +407,9 @@ def test_a_list_four_times_as_long_takes_not_much_more_than_four_times_as_long(
         times.append(seconds(folder, "--revoke", "client"))
         (crl,) = lists(folder / "keys/master/crl.pem")
         assert (len(crl), number(crl)) == (count + 1, 17)
-        assert serial(folder / "keys/client") in revoked_serials(folder / "keys/server/crl.pem")
+        assert serial(folder / "keys/client") in revoked_serials(
+            folder / "keys/server/crl.pem"
+        )
     assert times[1] < 6 * times[0], times
 
 

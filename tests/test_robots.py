@@ -30,7 +30,9 @@ from programs import Program, check_row, free_port, paste, poll, recipe, running
 pytestmark = pytest.mark.slow
 
 DDS = Program("Cyclone DDS", "OpenSSL", "dpkg-query -W cyclonedds-tools", True, True, True)
-GRPC = Program("gRPC", "BoringSSL", "python -c 'import grpc; print(grpc.__version__)'", True, True, True)
+GRPC = Program(
+    "gRPC", "BoringSSL", "python -c 'import grpc; print(grpc.__version__)'", True, True, True
+)
 MQTT = Program("mosquitto", "OpenSSL", "/usr/sbin/mosquitto -h | head -n 1", True, True, False)
 SQL = Program("PostgreSQL", "OpenSSL", "psql --version", True, True, True)
 
@@ -71,13 +73,18 @@ def wait_for(log: Path, text: str, start: int = 0) -> None:
 def handed_over(keys: Path, place: str, user: str) -> Iterator[tuple[Path, list[str]]]:
     """A folder of a service's own with a copy of its keys, and what a command starts with to be its user."""
     root = os.geteuid() == 0
-    with tempfile.TemporaryDirectory() as name:  # the tests' own folders are closed to other users
+    with (
+        tempfile.TemporaryDirectory() as name
+    ):  # the tests' own folders are closed to other users
         folder = Path(name)
         folder.chmod(0o755)
         shutil.copytree(keys, folder / place)
         if root:
             subprocess.run(["chown", "-R", f"{user}:", name], check=True)
-        yield folder, ["setpriv", "--reuid", user, "--regid", user, "--init-groups"] if root else []
+        yield (
+            folder,
+            ["setpriv", "--reuid", user, "--regid", user, "--init-groups"] if root else [],
+        )
 
 
 def replace_list(source: Path, target: Path, log: Path, pid: int, says: str) -> None:
@@ -156,7 +163,9 @@ def without_measures(two_cas: bool, purposes: bool) -> dict[str, Change]:
     def hierarchy(text: str) -> str:
         if not two_cas:
             text = re.sub(r"^  permissions:.*?\n\n", "", text, flags=re.DOTALL | re.MULTILINE)
-            text = text.replace("critical, keyCertSign", "critical, digitalSignature, keyCertSign")
+            text = text.replace(
+                "critical, keyCertSign", "critical, digitalSignature, keyCertSign"
+            )
         if not purposes:
             text = re.sub(r".*extendedKeyUsage.*\n", "", text)
         return text
@@ -188,7 +197,9 @@ def make_enclaves(folder: Path, **changes: Change) -> Path:
 def enclaves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page's folder after its commands, with two further nodes, one of them revoked."""
     more = "    camera: *node\n    thief: *node\n"
-    folder = make_enclaves(tmp_path_factory.mktemp("dds"), **{"dds.yml": lambda text: text + more})
+    folder = make_enclaves(
+        tmp_path_factory.mktemp("dds"), **{"dds.yml": lambda text: text + more}
+    )
     shutil.copy(folder / "keys/thief/crl.pem", folder / "old.pem")
     assert generate(folder, "-c", "dds.yml", "--revoke", "thief").returncode == 0
     run_block(folder, dds_block("sh", MAKE_ENCLAVES))
@@ -246,7 +257,9 @@ def join(domain: int, enclaves: Path) -> Join:
         topic: str = "KS",
     ) -> AbstractContextManager[Path]:
         command = dds_block("sh", f"ENCLAVE=enclaves/{role}").replace("-i 42", f"-i {domain}")
-        command = command.replace(f"enclaves/{role}", str(enclave or folder / "enclaves" / role))
+        command = command.replace(
+            f"enclaves/{role}", str(enclave or folder / "enclaves" / role)
+        )
         command = command.replace("ddsperf", f"{prefix} ddsperf -T {topic}")
         return running(folder, dds_block("sh", SETTINGS) + command, 0, ready=lambda: True)
 
@@ -288,7 +301,9 @@ def grant(node: str, *, begins: datetime | None = None, ends: datetime | None = 
 def narrowed(text: str) -> str:
     """A grant for one topic with data, instead of all, and for what the test program needs beside it."""
     topics = ("DDSPerfRDataKS", "DDSPerfRPing*", "DDSPerfRPong*", "DDSPerfCPUStats")
-    return text.replace("<topic>DDSPerf*</topic>", "".join(f"<topic>{topic}</topic>" for topic in topics))
+    return text.replace(
+        "<topic>DDSPerf*</topic>", "".join(f"<topic>{topic}</topic>" for topic in topics)
+    )
 
 
 def sign(document: str, signer: Path) -> str:
@@ -413,7 +428,9 @@ def test_the_listener_prints_what_the_page_shows(join: Join) -> None:
 
 @pytest.mark.cyclonedds
 @pytest.mark.parametrize("role", ["talker", "listener"])
-@pytest.mark.parametrize(("name", "reporter", "line"), REFUSALS, ids=[row[0] for row in REFUSALS])
+@pytest.mark.parametrize(
+    ("name", "reporter", "line"), REFUSALS, ids=[row[0] for row in REFUSALS]
+)
 def test_who_is_refused_gets_and_sends_nothing_and_the_right_participant_does(
     join: Join,
     enclaves: Path,
@@ -438,7 +455,9 @@ def test_who_is_refused_gets_and_sends_nothing_and_the_right_participant_does(
     with ExitStack() as participants:
         own = participants.enter_context(join(partner(role)))
         other = participants.enter_context(intrusion)
-        logs = {"the other side": [own], "the participant": [other]}.get(reporter, [own, other])
+        logs = {"the other side": [own], "the participant": [other]}.get(
+            reporter, [own, other]
+        )
         poll(lambda: any(matches(log, line) for log in logs), lambda: printed(own, other))
         assert not received(own) and not received(other), printed(own, other)
         # The same with the right enclave.
@@ -454,7 +473,10 @@ def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
 ) -> None:
     make_enclaves(tmp_path)
     node, other = (tmp_path / "enclaves" / name for name in (role, partner(role)))
-    with join(role, node, topic="K32") as log, join(partner(role), other, topic="K32") as their:
+    with (
+        join(role, node, topic="K32") as log,
+        join(partner(role), other, topic="K32") as their,
+    ):
         poll(lambda: received(log) or received(their), lambda: printed(log, their))
 
     # It does what it may.
@@ -464,7 +486,10 @@ def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
         poll(lambda: received(log) or received(their), lambda: printed(log, their))
 
     # Its own library keeps it from other topics.
-    with join(role, node, topic="K32") as log, join(partner(role), other, topic="K32") as their:
+    with (
+        join(role, node, topic="K32") as log,
+        join(partner(role), other, topic="K32") as their,
+    ):
         poll(lambda: matches(log, "failed: -13"), lambda: printed(log, their))
         assert not received(log) and not received(their)
 
@@ -517,7 +542,9 @@ def read_grant(folder: Path, node: str) -> tuple[datetime, datetime]:
     """When the grant in a node's enclave begins and ends, after a check of its signature."""
     enclave = folder / "enclaves" / node
     anchor = enclave / "permissions_ca.cert.pem"
-    text = openssl("smime", "-verify", "-text", "-in", enclave / "permissions.p7s", "-CAfile", anchor)
+    text = openssl(
+        "smime", "-verify", "-text", "-in", enclave / "permissions.p7s", "-CAfile", anchor
+    )
     assert f"<subject_name>CN=/{node}<" in text
     begins, ends = re.findall(r"<not_(?:before|after)>(.*)<", text)
     return (
@@ -535,9 +562,13 @@ def validity(certificate: Path) -> tuple[datetime, datetime]:
 @pytest.mark.cyclonedds
 def test_a_grant_is_good_as_long_as_the_certificate_in_any_time_zone(tmp_path: Path) -> None:
     make_enclaves(tmp_path)
-    run_block(tmp_path, f"export TZ=Pacific/Auckland LC_ALL=C\n{dds_block('sh', MAKE_ENCLAVES)}")
+    run_block(
+        tmp_path, f"export TZ=Pacific/Auckland LC_ALL=C\n{dds_block('sh', MAKE_ENCLAVES)}"
+    )
     for node in ("talker", "listener"):
-        assert read_grant(tmp_path, node) == validity(tmp_path / "enclaves" / node / "cert.pem")
+        assert read_grant(tmp_path, node) == validity(
+            tmp_path / "enclaves" / node / "cert.pem"
+        )
 
 
 @pytest.mark.cyclonedds
@@ -582,7 +613,9 @@ def test_a_running_participant_is_cut_off_when_its_grant_ends(
     write_grant(enclave, grant("talker", ends=ends), enclaves / "keys/permissions")
     with join("listener") as listener, join("talker", enclave) as talker:
         poll(lambda: received(listener), lambda: printed(talker, listener))
-        poll(lambda: matches(listener, "participant … gone"), lambda: printed(talker, listener))
+        poll(
+            lambda: matches(listener, "participant … gone"), lambda: printed(talker, listener)
+        )
         assert datetime.now(timezone.utc) >= ends.replace(microsecond=0)
 
 
@@ -603,7 +636,9 @@ def test_a_revocation_list_is_read_when_a_participant_starts(
             poll(lambda: received(listener), lambda: printed(talker, listener))
     thief = join("talker", tmp_path / "talker")
     with join("listener", tmp_path / "listener") as listener, thief as talker:
-        poll(lambda: matches(listener, "certificate revoked"), lambda: printed(talker, listener))
+        poll(
+            lambda: matches(listener, "certificate revoked"), lambda: printed(talker, listener)
+        )
         assert not received(listener)
 
 
@@ -622,7 +657,10 @@ def test_renewal_makes_enclaves_with_grants_that_end_with_the_new_certificates(
         begins, ends = read_grant(tmp_path, node)
         assert (begins, ends) == validity(tmp_path / "keys" / node / "cert.pem")
         assert ends > ended
-    with join("talker", folder=tmp_path) as talker, join("listener", folder=tmp_path) as listener:
+    with (
+        join("talker", folder=tmp_path) as talker,
+        join("listener", folder=tmp_path) as listener,
+    ):
         poll(lambda: received(listener), lambda: printed(talker, listener))
 
 
@@ -639,7 +677,10 @@ def test_an_enclave_stays_as_it_was_when_a_new_one_can_not_be_signed(tmp_path: P
     assert content() == before
     run_block(tmp_path, dds_block("sh", MAKE_ENCLAVES))
     assert content() != before
-    assert sorted(path.name for path in (tmp_path / "enclaves").iterdir()) == ["listener", "talker"]
+    assert sorted(path.name for path in (tmp_path / "enclaves").iterdir()) == [
+        "listener",
+        "talker",
+    ]
 
 
 @pytest.mark.cyclonedds
@@ -648,7 +689,9 @@ def test_changing_over_from_release_1_closes_the_hole_in_every_new_enclave(
 ) -> None:
     make_enclaves(tmp_path, **without_measures(two_cas=False, purposes=False))
     shutil.copytree(tmp_path / "enclaves", tmp_path / "old")
-    keys = {node: (tmp_path / "keys" / node / "key.pem").read_bytes() for node in ("dds", "talker")}
+    keys = {
+        node: (tmp_path / "keys" / node / "key.pem").read_bytes() for node in ("dds", "talker")
+    }
     intruder = tmp_path / "intruder"
     shutil.copytree(tmp_path / "old/talker", intruder)
     sign_for_itself(intruder, "talker")
@@ -698,7 +741,10 @@ def test_the_hierarchy_can_be_as_the_page_says_and_not_otherwise(
     join: Join, tmp_path: Path, old: str, new: str, error: str
 ) -> None:
     make_enclaves(tmp_path, **{"dds.yml": lambda text: text.replace(old, new)})
-    with join("talker", folder=tmp_path) as talker, join("listener", folder=tmp_path) as listener:
+    with (
+        join("talker", folder=tmp_path) as talker,
+        join("listener", folder=tmp_path) as listener,
+    ):
         if error:
             wait_for(talker, error)
             wait_for(listener, error)
@@ -708,7 +754,9 @@ def test_the_hierarchy_can_be_as_the_page_says_and_not_otherwise(
 
 
 @pytest.mark.cyclonedds
-def test_cyclone_dds_verifies_no_chain_with_an_intermediate_ca(join: Join, tmp_path: Path) -> None:
+def test_cyclone_dds_verifies_no_chain_with_an_intermediate_ca(
+    join: Join, tmp_path: Path
+) -> None:
     master = """\
   master:
     <<: *defaults
@@ -763,7 +811,9 @@ def test_grpc_calls_are_between_nodes_and_refused_to_strangers(
             assert "UNAVAILABLE" in refused.stderr
             wait_for(log, error)
         assert run_block(own, call) == "hello\n"
-        assert log.read_text().count("hola from client\n") == log.read_text().count("hola") == 2
+        assert (
+            log.read_text().count("hola from client\n") == log.read_text().count("hola") == 2
+        )
     with running(strange, start, port):
         refused = paste(own, call, port)
         assert refused.returncode == 1 and "CERTIFICATE_VERIFY_FAILED" in refused.stderr
@@ -779,7 +829,9 @@ def fleets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for folder in folders:
         prepare(folder)
         configuration = configure(folder)
-        configuration.write_text(configuration.read_text() + recipe("mosquitto", "broker:", "yaml"))
+        configuration.write_text(
+            configuration.read_text() + recipe("mosquitto", "broker:", "yaml")
+        )
         assert generate(folder).returncode == 0
     for node in ("broker", "camera", "display"):
         for file in ("ca.pem", "crl.pem"):
@@ -809,11 +861,17 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
     bare = re.sub(r" --cert \S+ --key \S+", "", spoof)
     assert bare != spoof
     with broker(own, port) as (keys, log, pid):
-        with running(own, subscribe, port, ready=lambda: "u'display'" in log.read_text()) as seen:
+        with running(
+            own, subscribe, port, ready=lambda: "u'display'" in log.read_text()
+        ) as seen:
             for folder, command, error in (
                 (strange, spoof, "certificate verify failed"),
                 (own, bare, "peer did not return a certificate"),
-                (own, "openssl s_client -tls1_2 -connect localhost:8443", "unsupported protocol"),
+                (
+                    own,
+                    "openssl s_client -tls1_2 -connect localhost:8443",
+                    "unsupported protocol",
+                ),
             ):
                 assert paste(folder, command, port).returncode != 0
                 wait_for(log, error)
@@ -839,12 +897,22 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
 def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
     """The page's server in a cluster of its own: its copy of the keys, what it prints, its process."""
     needs("psql")
-    installed = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    installed = max(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
+    )
     with handed_over(keys / "keys/server", "server", "postgres") as (folder, prefix):
         cluster = folder / "cluster"
         postgres = [*prefix, str(installed / "postgres")]
         subprocess.run(
-            [*prefix, str(installed / "initdb"), "-D", str(cluster), "-U", "postgres", "--no-sync"],
+            [
+                *prefix,
+                str(installed / "initdb"),
+                "-D",
+                str(cluster),
+                "-U",
+                "postgres",
+                "--no-sync",
+            ],
             cwd=folder,
             check=True,
             capture_output=True,
@@ -852,7 +920,9 @@ def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
         (folder / "server").rename(cluster / "server")
         with (cluster / "postgresql.conf").open("a") as file:
             file.write(recipe("PostgreSQL", "ssl = on", "ini").replace("8443", str(port)))
-            file.write("unix_socket_directories = ''\n")  # those of the system are another cluster's
+            file.write(
+                "unix_socket_directories = ''\n"
+            )  # those of the system are another cluster's
         (cluster / "pg_hba.conf").write_text(recipe("PostgreSQL", "hostssl", "conf"))
         subprocess.run(
             [*postgres, "--single", "-D", str(cluster), "postgres"],
@@ -887,15 +957,35 @@ def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
     service = (own / "pg_service.conf").read_text()
     with database(own, port) as (keys, log, pid):
         assert run_block(own, query) == "client\n"
-        assert run_block(own, query.replace("current_user", "version FROM pg_stat_ssl")).strip() == "TLSv1.3"
+        assert (
+            run_block(own, query.replace("current_user", "version FROM pg_stat_ssl")).strip()
+            == "TLSv1.3"
+        )
         refusals = [
             (strange, "", "", "certificate verify failed"),
-            (own, r"sslcert=.*\nsslkey=.*\n", "", "connection requires a valid client certificate"),
-            (own, "user=client", "user=postgres", 'certificate authentication failed for user "postgres"'),
-            (own, "=TLSv1.3", "=TLSv1.2\nssl_max_protocol_version=TLSv1.2", "unsupported protocol"),
+            (
+                own,
+                r"sslcert=.*\nsslkey=.*\n",
+                "",
+                "connection requires a valid client certificate",
+            ),
+            (
+                own,
+                "user=client",
+                "user=postgres",
+                'certificate authentication failed for user "postgres"',
+            ),
+            (
+                own,
+                "=TLSv1.3",
+                "=TLSv1.2\nssl_max_protocol_version=TLSv1.2",
+                "unsupported protocol",
+            ),
         ]
         for folder, old, new, says in refusals:
-            (folder / "pg_service.conf").write_text(re.sub(old, new, service) if old else service)
+            (folder / "pg_service.conf").write_text(
+                re.sub(old, new, service) if old else service
+            )
             refused = paste(folder, query, port)
             assert refused.returncode != 0 and not refused.stdout, says
             wait_for(log, says)

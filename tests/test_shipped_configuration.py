@@ -56,7 +56,9 @@ def test_the_file_as_shipped_defines_four_entries() -> None:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_an_example_is_accepted_as_a_client(create: Callable[..., Path], serve: Serve, name: str) -> None:
+def test_an_example_is_accepted_as_a_client(
+    create: Callable[..., Path], serve: Serve, name: str
+) -> None:
     keys = create(name)
     server = serve("-k", str(keys / "server"))
     result = client(server.port, keys / name, env=CLIENTS[name])
@@ -64,7 +66,9 @@ def test_an_example_is_accepted_as_a_client(create: Callable[..., Path], serve: 
     assert server.printed(SERVED)
 
 
-def test_the_key_of_arm_has_a_pass_phrase_of_its_own(create: Callable[..., Path], serve: Serve) -> None:
+def test_the_key_of_arm_has_a_pass_phrase_of_its_own(
+    create: Callable[..., Path], serve: Serve
+) -> None:
     keys = create("arm")
     server = serve("-k", str(keys / "server"))
     result = client(server.port, keys / "arm", env={"SROS_PASSPHRASE": "sros"})
@@ -82,7 +86,9 @@ def test_talker_serves_and_calls(create: Callable[..., Path], serve: Serve, host
     assert server.printed(SERVED * 2)
 
 
-def test_an_example_that_is_only_a_client_does_not_serve(create: Callable[..., Path], serve: Serve) -> None:
+def test_an_example_that_is_only_a_client_does_not_serve(
+    create: Callable[..., Path], serve: Serve
+) -> None:
     keys = create("client2")
     server = serve("-k", str(keys / "client2"))
     result = client(server.port, keys / "client")

@@ -135,7 +135,9 @@ def test_a_list_from_the_future_waits_for_its_key_and_others_do_not(month: Path)
 
 
 @pytest.mark.parametrize("names", ["", "root master server client"])
-def test_a_whole_folder_that_was_made_ahead_is_mended_by_renewal(tmp_path: Path, names: str) -> None:
+def test_a_whole_folder_that_was_made_ahead_is_mended_by_renewal(
+    tmp_path: Path, names: str
+) -> None:
     keys = tmp_path / "keys"
     configure(tmp_path)
     fine(later(tmp_path, "+10 days"))
@@ -150,7 +152,9 @@ def test_a_whole_folder_that_was_made_ahead_is_mended_by_renewal(tmp_path: Path,
     assert all(begins(keys / name / "crl.pem") < now() for name in [*CAS, *NODES])
     assert [judge(keys / name).returncode for name in NODES] == [0, 0]
     after = tree(keys)
-    assert all(after[f"{name}/key.pem"] == before[f"{name}/key.pem"] for name in [*CAS, *NODES])
+    assert all(
+        after[f"{name}/key.pem"] == before[f"{name}/key.pem"] for name in [*CAS, *NODES]
+    )
 
 
 def test_renewal_without_names_includes_exactly_what_begins_in_the_future(copy: Path) -> None:
@@ -318,7 +322,9 @@ def reissue(folder: Path, name: str, issuer: str, names: str) -> None:
 
 @pytest.mark.parametrize("names", ["keyid", "keyid, issuer:always"])
 @pytest.mark.parametrize("ca", CAS)
-def test_a_ca_is_not_renewed_while_a_child_names_its_serial_number(copy: Path, ca: str, names: str) -> None:
+def test_a_ca_is_not_renewed_while_a_child_names_its_serial_number(
+    copy: Path, ca: str, names: str
+) -> None:
     reissue(copy, CHILDREN[ca], ca, names)
     fine(generate(copy))
     before = tree(copy)
@@ -378,7 +384,9 @@ def own_list(ca: Path, phrase: str, names: x509.AuthorityKeyIdentifier) -> bytes
 
 
 @pytest.mark.parametrize("named", ["key identifier", "serial number"])
-def test_a_list_that_names_its_cas_old_serial_number_is_made_anew_on_renewal(copy: Path, named: str) -> None:
+def test_a_list_that_names_its_cas_old_serial_number_is_made_anew_on_renewal(
+    copy: Path, named: str
+) -> None:
     master = copy / "keys/master"
     old = certificate(master / "cert.pem")
     names = x509.AuthorityKeyIdentifier(identifier(master), None, None)
@@ -515,7 +523,9 @@ def test_a_clock_that_is_behind_a_fixed_beginning_holds_up_nothing_else(
     assert states(fine(generate(tmp_path, env=MASTERS)))["guest"] == "made", "the twin"
 
 
-@pytest.mark.parametrize("wrong", [{"notAfter": "-1d"}, {"notBefore": "1d"}, {"nextUpdate": "-1h"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"notAfter": "-1d"}, {"notBefore": "1d"}, {"nextUpdate": "-1h"}], ids=str
+)
 def test_an_offset_of_the_wrong_sign_was_never_right_and_stays_an_error_of_the_file(
     copy: Path, wrong: dict[str, str]
 ) -> None:
@@ -615,9 +625,13 @@ ROOTS_TROUBLE: dict[str, tuple[Callable[[Path], object], str | None]] = {
 
 @pytest.mark.parametrize(
     "trouble",
-    seldom(ROOTS_TROUBLE, "its list is lost", "its certificate is damaged", "its key is another"),
+    seldom(
+        ROOTS_TROUBLE, "its list is lost", "its certificate is damaged", "its key is another"
+    ),
 )
-def test_a_revocation_gets_through_whatever_is_wrong_with_root(month: Path, trouble: str) -> None:
+def test_a_revocation_gets_through_whatever_is_wrong_with_root(
+    month: Path, trouble: str
+) -> None:
     keys = month / "keys"
     spoil, when = ROOTS_TROUBLE[trouble]
     victim = serial(keys / "server")
@@ -634,7 +648,9 @@ def test_a_revocation_gets_through_whatever_is_wrong_with_root(month: Path, trou
 
 
 @pytest.mark.parametrize("place", ["master", "master/issued"])
-def test_an_order_to_revoke_what_is_in_a_record_that_cannot_be_read(two: Path, place: str) -> None:
+def test_an_order_to_revoke_what_is_in_a_record_that_cannot_be_read(
+    two: Path, place: str
+) -> None:
     keys = two / "keys"
     (keys / place).chmod(0)
     try:
@@ -713,7 +729,9 @@ def list_numbers(path: Path) -> dict[bytes, int]:
 
 
 @pytest.mark.parametrize("place", ["master2", "master2/issued", "master2/cert.pem", "master"])
-def test_no_list_and_no_anchor_disappears_while_a_ca_cannot_be_read(two: Path, place: str) -> None:
+def test_no_list_and_no_anchor_disappears_while_a_ca_cannot_be_read(
+    two: Path, place: str
+) -> None:
     keys = two / "keys"
     nodes = [*NODES, "far"]
     before = {name: list_numbers(keys / name / "crl.pem") for name in nodes}
@@ -874,7 +892,9 @@ BAD_CROSSES: dict[str, tuple[Wanted, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_CROSSES)
-def test_a_cross_certificate_that_is_no_good_is_an_error_and_all_else_is_done(copy: Path, case: str) -> None:
+def test_a_cross_certificate_that_is_no_good_is_an_error_and_all_else_is_done(
+    copy: Path, case: str
+) -> None:
     want, reason = BAD_CROSSES[case]
     result = put_cross(copy, pem(cross(copy, want)))
     (line,) = faults(result, "keys/root/cross.pem")
@@ -914,7 +934,9 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_good_cross_certificate_and_its_issuers_end_every_chain(copy: Path, form: str) -> None:
+def test_a_good_cross_certificate_and_its_issuers_end_every_chain(
+    copy: Path, form: str
+) -> None:
     data, count = files_of_higher_cas(copy)[form]
     fine(put_cross(copy, data))
     company = copy / "company.pem"
@@ -924,11 +946,15 @@ def test_a_good_cross_certificate_and_its_issuers_end_every_chain(copy: Path, fo
     for name in ("server", "client2"):
         assert chain(copy, name)[2:] == given
     node = copy / "keys/server"
-    openssl("verify", "-CAfile", company, "-untrusted", node / "fullchain.pem", node / "cert.pem")
+    openssl(
+        "verify", "-CAfile", company, "-untrusted", node / "fullchain.pem", node / "cert.pem"
+    )
 
 
 @pytest.mark.parametrize("digest", ["sha256", "sha1", "md5"])
-def test_a_cross_certificate_with_a_digest_that_can_be_forged_is_an_error(copy: Path, digest: str) -> None:
+def test_a_cross_certificate_with_a_digest_that_can_be_forged_is_an_error(
+    copy: Path, digest: str
+) -> None:
     root, request = copy / "keys/root", copy / "request.pem"
     higher = make_ca(copy / "higher", "higher", "-newkey", "rsa:2048", "-nodes")
     key = ("-signkey", root / "key.pem", "-passin", "pass:root")
@@ -967,7 +993,9 @@ def more_blocks(folder: Path) -> dict[str, bytes]:
         "it is empty",
     ],
 )
-def test_a_cross_certificate_with_what_is_not_its_issuer_is_an_error(copy: Path, case: str) -> None:
+def test_a_cross_certificate_with_what_is_not_its_issuer_is_an_error(
+    copy: Path, case: str
+) -> None:
     result = put_cross(copy, more_blocks(copy)[case])
     faults(result, "keys/root/cross.pem")
     assert states(result)["client2"] == "made"
@@ -1158,7 +1186,9 @@ def test_a_second_order_makes_a_reason_graver_and_never_lighter(
     by_serial = {serials[name]: why for name, why in expected.items()}
     assert reasons_on(keys / "master/crl.pem") == by_serial
     assert reasons_on(keys / "server/crl.pem") == by_serial
-    assert {entry.revocation_date_utc for entry in lists(keys / "master/crl.pem")[0]} == {LONG_AGO}
+    assert {entry.revocation_date_utc for entry in lists(keys / "master/crl.pem")[0]} == {
+        LONG_AGO
+    }
     assert number(*lists(keys / "master/crl.pem")) == (3 if changes else 2)
     assert bool(changed(before, tree(keys))) == bool(changes)
 
