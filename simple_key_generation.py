@@ -618,7 +618,8 @@ def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certi
     if task.entry.is_ca:
         if certificate.subject != task.entry.subject:
             where = task.entry.where
-            raise Fault(f"{path}: its children name this subject, not that of {where}")
+            why = f"its children name its subject, which {where} has changed"
+            raise Fault(f"{path}: can't be renewed: {why}")
         refuse_if_serial_is_named(task, certificate)
 
     renewed = certify(task, certificate.public_key())
@@ -692,7 +693,7 @@ def check_dates(entry: Entry, run: Run) -> None:
     if entry.not_before > run.present:
         date = entry.not_before.date()
         raise Fault(
-            f"{entry.where}.validity.notBefore: {date} is still to come: set the clock"
+            f"{entry.where}.validity.notBefore: {date} is in the future: set the clock"
         )
 
 
@@ -758,7 +759,7 @@ def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
     """Leave a request (RFC 2986) for a key that is elsewhere. Raises Fault, OSError."""
     folder = task.folder
     if folder.request is None and not task.signer.is_here():
-        raise Fault(f"{folder.path}/cert.pem: can't be renewed: that takes {issuer.path}")
+        raise Fault(f"{folder.path}/cert.pem: can't be renewed: that needs {issuer.path}")
 
     if folder.request is None:
         builder = x509.CertificateSigningRequestBuilder().subject_name(task.entry.subject)
@@ -805,7 +806,7 @@ def settle_list(
     A list that was there and is lost comes back from a copy, in newest_list, or is an error.
     """
     path = f"{task.folder.path}/crl.pem"
-    needs_key = f"it takes {task.signer.path}"
+    signing_key = task.signer.path
     current = newest_list(task, ca)
     added = newly_revoked(task, current, problems)
     if current is not None and not added:
@@ -817,16 +818,20 @@ def settle_list(
 
     if not task.signer.is_here():
         if added:
-            problems.append(Problem("error", f"{path}: stays as it is: {needs_key}"))
+            problems.append(
+                Problem("error", f"{path}: stays as it is: a new one needs {signing_key}")
+            )
         else:
-            why = "is missing, so no node below can check who is revoked"
-            problems.append(Problem("warning", f"{path}: {why}: {needs_key}"))
+            why = "is missing, so no node below can tell who is revoked"
+            problems.append(
+                Problem("warning", f"{path}: {why}: making it needs {signing_key}")
+            )
         return current
 
     crl = next_list(task, ca, current, added, problems)
     # match() can't compare a key that is still encrypted.
     if not is_signed_by(crl, ca):
-        raise Fault(f"{task.folder.path}/cert.pem: is for another key than {task.signer.path}")
+        raise Fault(f"{task.folder.path}/cert.pem: does not match {task.signer.path}")
     return crl
 
 
@@ -835,12 +840,12 @@ def list_stays(task: Task, ca: x509.Certificate, current: RevocationList) -> Pro
     path = f"{task.folder.path}/crl.pem"
     begins = current.last_update_utc
     if begins > task.run.present:
-        when = f"begins on {begins.date()}, as a clock was ahead"
-        raise Fault(f"{path}: {when}: the next one takes {task.signer.path}")
+        when = f"begins in the future, on {begins.date()}, as a clock was ahead"
+        raise Fault(f"{path}: {when}: the next one needs {task.signer.path}")
     ends = end_of_list(ca, current)
     if ends <= task.run.now:
-        raise Fault(f"{path}: has expired: the next one takes {task.signer.path}")
-    text = f"{path}: ends on {ends.date()}: the next one takes {task.signer.path}"
+        raise Fault(f"{path}: has expired: the next one needs {task.signer.path}")
+    text = f"{path}: ends on {ends.date()}: the next one needs {task.signer.path}"
     return Problem("warning", text)
 
 
@@ -881,7 +886,9 @@ def end_of_next_list(task: Task, ca: x509.Certificate, problems: list[Problem]) 
     """Return when a CA's next list ends: with the CA, or at its nextUpdate. Raises Fault."""
     ends = ca.not_valid_after_utc
     if ends <= task.run.now:
-        raise Fault(f"{task.folder.path}/cert.pem: has expired, and signs no list: --renew it")
+        raise Fault(
+            f"{task.folder.path}/cert.pem: has expired, so it can't sign a list: --renew it"
+        )
 
     wanted = task.entry.next_update
     if wanted is None:
@@ -970,9 +977,11 @@ def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
     for file in task.run.copies:
         # A damaged file may hold the newest copy. A new CA has no copy yet.
         if file.lists is None and not task.folder.is_new():
-            raise Fault(f"{file.path}: is damaged, or not what its name says")
+            raise Fault(f"{file.path}: is damaged, or is not what its name says")
     if copy is None and task.folder.record and task.signer.is_here():
-        raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
+        raise Fault(
+            f"{path}: is lost, and no node has a copy: put back the newest copy that you have"
+        )
     return copy
 
 
@@ -1060,7 +1069,7 @@ def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
 
 FLAGS = crypto.X509StoreFlags
 MEND = "--renew it, or mend its configuration"
-NEW_CROSS = "have it made anew, or remove it"
+NEW_CROSS = "have a new one made, or remove it"
 
 
 class Verifier:
@@ -1166,18 +1175,18 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
     public_key = certificate.public_key()
     check_key(path, public_key)
     if task.folder.key_pem is not None and os.stat(task.signer.path).st_mode & 0o077:
-        text = f"not for its owner only: chmod 600 {task.signer.path}"
+        text = f"other users can reach it: chmod 600 {task.signer.path}"
         yield Problem("warning", f"{task.signer.path}: {text}")
 
     is_readable = task.signer.is_here() and not task.signer.is_locked()
     if is_readable and task.signer.open().public_key() != public_key:
-        raise Fault(f"{path}: is for another key than {task.signer.path}")
+        raise Fault(f"{path}: does not match {task.signer.path}")
     if task.folder.key_pem is not None:
         yield from encryption_warnings(task, task.folder.key_pem)
 
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
-        raise Fault(f"{path}: is for another key than {task.folder.path}/csr.pem")
+        raise Fault(f"{path}: does not match {task.folder.path}/csr.pem")
 
 
 def requested_key(folder: str, request: Request) -> object:
@@ -1208,8 +1217,8 @@ def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> No
     constraints = extension_of(certificate, x509.BasicConstraints)
     identifier = extension_of(certificate, x509.SubjectKeyIdentifier)
     if constraints is None or not constraints.ca or identifier is None:
-        needs = "it takes CA:TRUE and a subjectKeyIdentifier"
-        raise Fault(f"{path}: is no CA's certificate: {needs}: {advice}")
+        needs = "it needs CA:TRUE and a subjectKeyIdentifier"
+        raise Fault(f"{path}: is not a CA's certificate: {needs}: {advice}")
     usage = extension_of(certificate, x509.KeyUsage)
     if usage is not None and not (usage.key_cert_sign and usage.crl_sign):
         why = "can't sign certificates and lists, as its keyUsage lacks keyCertSign or cRLSign"
@@ -1247,11 +1256,11 @@ def compare(task: Task, draft: Draft) -> Iterator[Problem]:
     path = f"{task.folder.path}/cert.pem"
     different = sorted(differences(task, draft.certificate))
     if different:
-        text = f"{path}: {task.entry.where} has another {', '.join(different)}"
+        text = f"{path}: differs from {task.entry.where}: {', '.join(different)}"
         yield Problem("warning", text)
     if draft.state == "kept" and is_due(task.run, draft.certificate):
         ends = draft.certificate.not_valid_after_utc.date()
-        yield Problem("warning", f"{path}: due for --renew, ends on {ends}")
+        yield Problem("warning", f"{path}: is due for --renew: it ends on {ends}")
 
 
 def differences(task: Task, certificate: x509.Certificate) -> set[str]:
@@ -1299,7 +1308,7 @@ def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) ->
         return b""
     if is_due(task.run, chain[0]):
         ends = chain[0].not_valid_after_utc.date()
-        problems.append(Problem("warning", f"{path}: ends on {ends}: have it made anew"))
+        problems.append(Problem("warning", f"{path}: ends on {ends}: have a new one made"))
     return to_pem(*chain)
 
 
@@ -1307,7 +1316,7 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
     """Raise Fault unless a certificate is a higher CA's, for the anchor's name and key."""
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
-        raise Fault(f"{path}: is no higher CA's certificate for this name and key")
+        raise Fault(f"{path}: is not a higher CA's certificate for this name and key")
 
 
 def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
@@ -1401,13 +1410,13 @@ def load_certificates(path: str) -> list[x509.Certificate]:
             certificate.public_key()
             _ = certificate.extensions
     except INVALID:
-        raise Fault(f"{path}: is damaged, or not what its name says") from None
+        raise Fault(f"{path}: is damaged, or is not what its name says") from None
     for certificate in certificates:
         if certificate.serial_number <= 0:
             why = (
                 "its serial number is not positive, so it can't be revoked (RFC 5280, 4.1.2.2)"
             )
-            raise Fault(f"{path}: {why}: have it made anew")
+            raise Fault(f"{path}: {why}: have a new one made")
     return certificates
 
 
@@ -1417,7 +1426,7 @@ def load_request(path: str) -> Request:
     try:
         return read_request(pem)
     except INVALID:
-        raise Fault(f"{path}: is damaged, or not what its name says") from None
+        raise Fault(f"{path}: is damaged, or is not what its name says") from None
 
 
 # The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
@@ -1619,7 +1628,7 @@ def to_pem(
 def locked(keys: str) -> Iterator[None]:
     """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError."""
     if os.path.islink(keys) and not os.path.exists(keys):
-        raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which is not there")
+        raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which does not exist")
     os.makedirs(keys, 0o700, exist_ok=True)
     # The kernel releases the lock when this process ends, however it ends.
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
@@ -1743,9 +1752,8 @@ class Signer:
         path = self.path
         if b"OPENSSH" in pem and self.entry.key_type == "ed25519":
             folder = os.path.dirname(path)
-            return (
-                f"is in OpenSSH's form, as ed25519 keys stay: take a new one: rm -r {folder}"
-            )
+            why = "is in OpenSSH's own form, from which ed25519 keys have no way back"
+            return f"{why}: take a new key: rm -r {folder}"
         if b"OPENSSH" in pem:
             return f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {path}"
         if pem and b"-----BEGIN" not in pem:
@@ -1872,7 +1880,7 @@ class Phrases(NamedTuple):
         if not 0 < len(phrase) < 1024:
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
         if new and phrase.endswith((b"\n", b"\r")):
-            why = "ends with a line break, which nobody can type: take it off"
+            why = "ends with a line break, which can't be typed: remove it"
             raise Fault(f"{variable}: the pass phrase {why}")
         return phrase
 
@@ -1890,7 +1898,7 @@ def ask(variable: str, new: bool) -> str:
         # Without the exception, whose text shows what was typed.
         raise Fault(f"{variable}: what was typed is no text in this locale") from None
     except (OSError, EOFError):
-        why = "is no environment variable, and no terminal answers"
+        why = "is not set, and there is no terminal to ask on"
         raise Fault(f"{variable}: {why}") from None
     if phrase != again:
         raise Fault(f"{variable}: the two pass phrases differ: run again")
@@ -1935,7 +1943,7 @@ class Loader(CSafeLoader):
         for name, count in names.items():
             if count > 1:
                 raise yaml.MarkedYAMLError(
-                    None, None, f"{name!r} stands twice", node.start_mark
+                    None, None, f"{name!r} is given twice", node.start_mark
                 )
 
         pairs: list[tuple[Any, Any]] = []
@@ -1968,7 +1976,7 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
         raise ConfigurationError(f"{path}: {text}")
     for field in document:
         if field != "keys" and not str(field).startswith("x-"):
-            text = f"unknown field {field!r}; there is keys, and x-… for anchors"
+            text = f"unknown field {field!r}: only keys, and x-… for anchors, may be here"
             raise ConfigurationError(f"{path}: {text}")
 
     nodes = cas.pop("nodes", None) or {}
@@ -1979,7 +1987,7 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
         entries[name] = read_entry(f"{path}: keys.{name}", name, fields, True, now)
     for name, fields in nodes.items():
         if name in cas:
-            text = f"{name} stands under keys, too, and would be the same folder"
+            text = f"{name} is a name under keys, too, and would have the same folder"
             raise ConfigurationError(f"{path}: keys.nodes: {text}")
         entries[name] = read_entry(f"{path}: keys.nodes.{name}", name, fields, False, now)
 
@@ -2022,7 +2030,7 @@ def in_tree_order(entries: Mapping[str, Entry]) -> list[Entry]:
     reached = {entry.name for entry in ordered}
     for entry in entries.values():
         if entry.name not in reached:
-            text = "leads round in a circle, to no self-signed CA"
+            text = "goes round in a circle, and never reaches a self-signed CA"
             raise ConfigurationError(f"{entry.where}.issuer: {text}")
     return ordered
 
@@ -2039,7 +2047,7 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
             issuer = entries[issuer_name]
             limit = path_length(issuer)
             if limit is not None and cas_below > limit:
-                text = f"more CAs in a row than {issuer.name}'s pathlen:{limit} admits"
+                text = f"more CAs in a row than {issuer.name}'s pathlen:{limit} allows"
                 raise ConfigurationError(f"{entry.where}.issuer: {text}")
             cas_below += 1
             issuer_name = issuer.issuer
@@ -2191,7 +2199,7 @@ def refuse_unknown(field: str, item: object) -> None:
             shown, _, _ = each.partition(".")
         if shown not in known:
             known.append(shown)
-    raise ValueError(f"unknown field; there are {', '.join(known)}")
+    raise ValueError(f"unknown field: the known ones are {', '.join(known)}")
 
 
 def is_nameless_extension(name: str) -> bool:
@@ -2233,7 +2241,7 @@ def check_combinations(
         text = f"{values['key']} needs cryptography 47 or newer"
         raise ConfigurationError(f"{where}.key: {text}")
     if "digest" in values and values["key"].startswith(("ed", "ml-dsa")):
-        text = f"{values['key']} signs without: un-set it with ~"
+        text = f"{values['key']} takes no digest: remove it with ~"
         raise ConfigurationError(f"{where}.digest: {text}")
     if "validity.nextUpdate" in values and not is_ca:
         text = "only a CA has a revocation list"
@@ -2259,7 +2267,7 @@ def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
     group, _, _ = field.partition(".")
     if isinstance(item, list):
         if group not in ("subject", "extensions") or not item:
-            raise ValueError("is a list, not text: only subject and extensions may have one")
+            raise ValueError("is a list, not text: only subject and extensions may hold lists")
         return tuple(with_name(text_of(each), name) for each in item)
     text = with_name(text_of(item), name)
     if group != "extensions":
@@ -2275,8 +2283,8 @@ def text_of(item: object) -> str:
     if isinstance(item, list):
         raise ValueError("is a list, not text")
     if not isinstance(item, str):
-        advice = "(NO is false, 0123 is octal): put it in quotes"
-        raise ValueError(f"YAML reads no text here {advice}")
+        traps = "(NO is false, 0123 is octal)"
+        raise ValueError(f"YAML does not read this as text {traps}: put it in quotes")
     return item
 
 
@@ -2287,7 +2295,7 @@ def with_name(text: str, name: str) -> str:
     try:
         return string.Template(text).substitute(name=name)
     except (KeyError, ValueError):
-        raise ValueError("only $name is known; $$ is the sign itself") from None
+        raise ValueError("$name is the only variable; a dollar sign is written $$") from None
 
 
 # Cached, as the entries of a fleet have most of their values in common.
@@ -2314,7 +2322,7 @@ def check_form(text: str, form: str) -> None:
     for character in text:
         # Control characters, separators of lines and paragraphs, halves of surrogate pairs.
         if unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs"):
-            raise ValueError(f"holds {character!a}, which is no text")
+            raise ValueError(f"contains {character!a}, which is not text")
 
 
 def name_attribute(oid: x509.ObjectIdentifier, text: str) -> x509.NameAttribute[str | bytes]:
@@ -2351,7 +2359,9 @@ def read_time(name: str, text: str, now: datetime) -> datetime:
 
     # A timestamp becomes wrong by itself, as time goes by. It is checked when it is used.
     if offset is not None and (moment <= now) != (name == "notBefore"):
-        raise ValueError("is in the wrong part of time: notBefore <= now < all others")
+        if name == "notBefore":
+            raise ValueError("must not be in the future")
+        raise ValueError("must be in the future")
     # RFC 5280, section 4.1.2.5, has no years before 1950.
     if moment.year < 1950:
         raise ValueError("is before 1950")
@@ -2393,9 +2403,9 @@ def read_extension(name: str, parts: Sequence[str], is_ca: bool) -> Extension:
         raise ValueError(f"nothing of the form {row.form} follows critical")
     for item in items:
         if not re.fullmatch(row.form, item) or items.count(item) > 1:
-            text = f"{item!r} stands twice, or is not of the form {row.form}"
+            text = f"{item!r} is given twice, or is not of the form {row.form}"
             if len(items) > 1:
-                text += "; a part with a comma takes a YAML list of parts, or %2C in a URI"
+                text += "; a part with a comma needs a YAML list of parts, or %2C in a URI"
             raise ValueError(text)
 
     value = None
@@ -2414,7 +2424,7 @@ def read_basic_constraints(parts: Parts) -> x509.BasicConstraints:
     limit = re.fullmatch("CA:TRUE,pathlen:([0-9]+)", text)
     if parts.is_ca and parts.critical and limit:
         return x509.BasicConstraints(True, int(limit[1]))
-    raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
+    raise ValueError("must be CA:FALSE, or for a CA: critical, CA:TRUE, pathlen:0")
 
 
 # The names of x509v3_config(5), and those of x509.KeyUsage.
@@ -2435,7 +2445,7 @@ def read_key_usage(parts: Parts) -> x509.KeyUsage:
     """Read `keyCertSign, cRLSign` (RFC 5280, section 4.2.1.3)."""
     usage = x509.KeyUsage(**{bit: name in parts.items for name, bit in KEY_USAGES.items()})
     if usage.key_cert_sign != parts.is_ca or usage.crl_sign != parts.is_ca:
-        raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
+        raise ValueError("every CA needs keyCertSign and cRLSign, and no node may have them")
     return usage
 
 
@@ -2455,7 +2465,7 @@ def read_extended_key_usage(parts: Parts) -> x509.ExtendedKeyUsage:
     for item in parts.items:
         purpose = PURPOSES.get(item) or x509.ObjectIdentifier(item)
         if purpose in purposes:
-            raise ValueError(f"{item!r} stands twice, by name and by number")
+            raise ValueError(f"{item!r} is given twice, by name and by number")
         purposes.append(purpose)
     return x509.ExtendedKeyUsage(purposes)
 
@@ -2474,7 +2484,7 @@ def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
             mailbox, _, host = name.value.partition("@")
             spelling = (mailbox, host.lower())
         if spelling in spellings:
-            raise ValueError(f"{item!r} stands twice, in different spellings")
+            raise ValueError(f"{item!r} is given twice, in different spellings")
         names.append(name)
         spellings.append(spelling)
     return x509.SubjectAlternativeName(names)
@@ -2519,7 +2529,7 @@ def read_information_access(parts: Parts) -> x509.AuthorityInformationAccess:
         oid = ACCESS_METHODS.get(method) or x509.ObjectIdentifier(method)
         description = x509.AccessDescription(oid, read_name(location))
         if description in descriptions:
-            raise ValueError(f"{item!r} stands twice, by name and by number")
+            raise ValueError(f"{item!r} is given twice, by name and by number")
         descriptions.append(description)
     return x509.AuthorityInformationAccess(descriptions)
 
@@ -2557,7 +2567,7 @@ SUBTREE_FORMS = {
     "URI": host_form("[.]?"),
     "email": f"(?:{MAILBOX}@)?{host_form('[.]?')}",
 }
-NO_ZONE = "a certificate has no place for an address's zone: leave out % and what follows"
+NO_ZONE = "a certificate can't hold an address's zone: leave out % and what follows"
 GENERAL_NAMES: dict[str, Callable[[str], x509.GeneralName]] = {
     "DNS": x509.DNSName,
     "URI": x509.UniformResourceIdentifier,
@@ -2583,7 +2593,7 @@ def read_other_name(value: str) -> x509.OtherName:
     """Read `1.3.6.1.4.1.311.20.2.3;UTF8:robot@example`, such as a UPN. Raises ValueError."""
     dotted, _, text = value.partition(";UTF8:")
     if not re.fullmatch(OID, dotted) or not text:
-        raise ValueError("an otherName is of the form OID;UTF8:TEXT")
+        raise ValueError("an otherName has the form OID;UTF8:TEXT")
     content = text.encode()
     length = len(content).to_bytes(2, "big")
     # The tag of a UTF8String in DER, and that its length has two octets (X.690, 8.1.3.5).
@@ -2608,7 +2618,9 @@ def read_subtree(item: str) -> x509.GeneralName:
 def read_text_name(kind: str, value: str, forms: Mapping[str, str]) -> x509.GeneralName:
     """Read a name that is a text. Raises ValueError."""
     if not re.fullmatch(forms[kind], value):
-        raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
+        raise ValueError(
+            f"{value!r} is not a valid {kind} name (a host name is ASCII, or begins with xn--)"
+        )
     return GENERAL_NAMES[kind](value)
 
 
@@ -2835,11 +2847,11 @@ def check_orders(
         unknown |= orders.revoke - paths.keys()
         for name in sorted(orders.revoke & paths.keys()):
             if all(has_expired(path, now) for path in paths[name]):
-                text = f"{name}: all its certificates have expired: nothing is to be revoked"
+                text = f"{name}: all its certificates have expired: there is nothing to revoke"
                 report.problem(Problem("warning", text))
 
     for name in sorted(unknown):
-        text = "there is no such entry, or no certificate of that name"
+        text = "no entry has this name, or no certificate was made for it"
         raise ConfigurationError(f"{name}: {text}")
 
 
@@ -2889,27 +2901,35 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's options. Raises SystemExit, with status 2, for wrong ones."""
     parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "-c", "--config", default="sros_config.yml", help="the hierarchy (%(default)s)"
+        "-c", "--config", default="sros_config.yml", help="the configuration (%(default)s)"
     )
-    parser.add_argument(
-        "-k", "--keys", default="keys", help="the folder of PEM files (%(default)s)"
-    )
+    parser.add_argument("-k", "--keys", default="keys", help="the keys folder (%(default)s)")
     change = parser.add_mutually_exclusive_group()
     change.add_argument(
-        "--renew", metavar="NAME", nargs="*", help="certify anew; no NAME: all that is due"
+        "--renew",
+        metavar="NAME",
+        nargs="*",
+        help="make new certificates for the NAMEs, or for all that are due",
     )
     change.add_argument(
-        "--revoke", metavar="NAME", nargs="+", default=[], help="put on their issuer's list"
+        "--revoke",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="revoke the certificates of the NAMEs",
     )
     parser.add_argument(
-        "--reason", choices=REASONS, metavar="WHY", help="keyCompromise, … (RFC 5280, 5.3.1)"
+        "--reason",
+        choices=REASONS,
+        metavar="WHY",
+        help="why: keyCompromise, … (RFC 5280, 5.3.1)",
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)
     if options.reason and not options.revoke:
-        parser.error("argument --reason: goes with --revoke")
+        parser.error("argument --reason: needs --revoke")
     return options
 
 
