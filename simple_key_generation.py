@@ -59,6 +59,7 @@ try:
     import re
     import shutil
     import string
+    import time
     import unicodedata
     import warnings
     from collections import Counter
@@ -2719,12 +2720,17 @@ FORMS = {
 
 
 class Report:
-    """The one place that prints: the tree on standard output, problems on standard error."""
+    """The one place that prints.
+
+    The tree goes to standard output, and problems to standard error. When a run takes longer
+    than a few seconds, the last line of a terminal says how far it is.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.said: set[str] = set()
         self.exit_status = 0
+        self.progress = Progress()
 
     def outcome(self, outcome: Outcome, number: int, total: int) -> None:
         """Print an entry's problems, then its line of the tree. Raises OSError."""
@@ -2733,13 +2739,12 @@ class Report:
         if outcome.error is not None:
             self.problem(outcome.error)
         if outcome.line and not self.quiet:
-            count = ""
-            if total > 9:
-                count = f"[{number:2}/{total}] "
+            self.progress.clear()
             try:
-                print(f"{count}{outcome.line}", flush=True)
+                print(outcome.line, flush=True)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, "standard output") from None
+        self.progress.show(number, total)
 
     def problem(self, problem: Problem) -> None:
         """Print an error or a warning as one line, but never the same one twice."""
@@ -2748,8 +2753,56 @@ class Report:
         line = printable(f"{SCRIPT}: {problem.kind}: {problem.text}")
         if line not in self.said:
             self.said.add(line)
+            self.progress.clear()
             # In one piece, or lines of several processes would mix.
-            print(f"{line}\n", end="", file=sys.stderr, flush=True)
+            print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """The count and the time left, on the last line of a terminal."""
+
+    patience = 3.0  # seconds before the first line
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.next_time = self.began + self.patience
+        self.is_shown = False
+
+    def show(self, number: int, total: int) -> None:
+        """Say that `number` entries of `total` are done, at most once a second."""
+        now = time.monotonic()
+        if number == total:
+            self.clear()
+        elif now > self.next_time and sys.stderr.isatty():
+            seconds_left = (now - self.began) / number * (total - number)
+            self.clear()
+            text = f"{number} of {total}, about {seconds_left:.0f} s left"
+            print(text, end="", file=sys.stderr, flush=True)
+            self.is_shown = True
+            self.next_time = now + 1
+
+    def clear(self) -> None:
+        """Clear the line, before another takes its place."""
+        if self.is_shown:
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            self.is_shown = False
+
+
+# Control sequences of ECMA-48: to the first column, and erase the line; red, yellow, plain.
+CLEAR_LINE = "\r\x1b[K"
+COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
+PLAIN = "\x1b[0m"
+
+
+def in_colour(line: str, kind: str) -> str:
+    """Return the line of an error or a warning, in colour where a terminal shows it.
+
+    NO_COLOR, if it is not empty, turns colour off (https://no-color.org).
+    """
+    is_unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if is_unwanted or not sys.stderr.isatty():
+        return line
+    return f"{COLOURS[kind]}{line}{PLAIN}"
 
 
 def printable(text: str) -> str:
@@ -2784,6 +2837,7 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
         with without_library_warnings():
             generate(options, now, report)
     except KeyboardInterrupt:
+        report.progress.clear()
         return 130
     except ConfigurationError as error:
         report.problem(problem_of(error, options.config))
