@@ -2740,8 +2740,11 @@ class Report:
             self.problem(outcome.error)
         if outcome.line and not self.quiet:
             self.progress.clear()
+            count = ""
+            if total > 9:
+                count = f"[{number:2}/{total}] "
             try:
-                print(outcome.line, flush=True)
+                print(f"{count}{outcome.line}", flush=True)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, "standard output") from None
         self.progress.show(number, total)
@@ -2958,6 +2961,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "-c", "--config", default="sros_config.yml", help="the configuration (%(default)s)"
     )
     parser.add_argument("-k", "--keys", default="keys", help="the keys folder (%(default)s)")
+    add_orders(parser)
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print errors and warnings only"
+    )
+    options = parser.parse_args(arguments)
+    if options.reason and not options.revoke:
+        parser.error("argument --reason: needs --revoke")
+    return options
+
+
+def add_orders(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change certificates and lists."""
     change = parser.add_mutually_exclusive_group()
     change.add_argument(
         "--renew",
@@ -2978,13 +2993,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="WHY",
         help="why: keyCompromise, … (RFC 5280, 5.3.1)",
     )
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="print errors and warnings only"
-    )
-    options = parser.parse_args(arguments)
-    if options.reason and not options.revoke:
-        parser.error("argument --reason: needs --revoke")
-    return options
 
 
 if __name__ == "__main__":

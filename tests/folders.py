@@ -226,7 +226,8 @@ def keep_only(folder: Path, *names: str) -> None:
 
 def states(result: Result) -> dict[str, str]:
     """Return what a run printed of each entry: made, kept, renewed or revoked."""
-    return {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
+    lines = [re.sub(r"^\[ *\d+/\d+\] ", "", line) for line in result.stdout.splitlines()]
+    return {line.split()[0]: line.split()[1] for line in lines}
 
 
 def serial(node: Path) -> int:

@@ -178,8 +178,9 @@ def accept(start: Start) -> Accept:
 
 
 def lines(stdout: str) -> list[tuple[str, str]]:
-    """Return the lines of a run by name, without the indent."""
-    return [(line.split()[0], line.lstrip()) for line in stdout.splitlines()]
+    """Return the lines of a run by name, without a count in front and without the indent."""
+    stripped = [re.sub(r"^(\[ *\d+/\d+\])? *", "", line) for line in stdout.splitlines()]
+    return [(line.split()[0], line) for line in stripped]
 
 
 @pytest.fixture
