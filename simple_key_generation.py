@@ -819,14 +819,12 @@ def settle_list(
 
     if not task.signer.is_here():
         if added:
-            problems.append(
-                Problem("error", f"{path}: stays as it is: a new one needs {signing_key}")
-            )
+            text = f"{path}: stays as it is: a new one needs {signing_key}"
+            problems.append(Problem("error", text))
         else:
             why = "is missing, so no node below can tell who is revoked"
-            problems.append(
-                Problem("warning", f"{path}: {why}: making it needs {signing_key}")
-            )
+            text = f"{path}: {why}: making it needs {signing_key}"
+            problems.append(Problem("warning", text))
         return current
 
     crl = next_list(task, ca, current, added, problems)
