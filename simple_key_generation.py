@@ -2055,10 +2055,24 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
 def check_subjects(entries: Mapping[str, Entry]) -> None:
     """Check that no entry has its issuer's name. Raises ConfigurationError."""
     for entry in entries.values():
+        if entry.issuer is None:
+            continue
         # Such a certificate would look self-signed (RFC 5280, section 6.1).
-        if entry.issuer is not None and entry.subject == entries[entry.issuer].subject:
+        if comparable(entry.subject) == comparable(entries[entry.issuer].subject):
             text = f"is the same as that of its issuer, {entry.issuer}"
             raise ConfigurationError(f"{entry.where}.subject: {text}")
+
+
+def comparable(name: x509.Name) -> list[tuple[str, str]]:
+    """Return a name so that equal means the same name (RFC 5280, section 7.1).
+
+    As for OpenSSL, upper and lower case are the same, and spaces count once, and only inside.
+    """
+    attributes = []
+    for attribute in name:
+        text = " ".join(str(attribute.value).split())
+        attributes.append((attribute.oid.dotted_string, text.lower()))
+    return attributes
 
 
 def path_length(ca: Entry) -> int | None:
