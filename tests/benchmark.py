@@ -1,7 +1,7 @@
-"""Measure the scripts against what one would use in their place: Markdown tables, and a picture of them.
+"""Measure the scripts against what one would use in their place: tables and a picture.
 
-All programs take turns, so that a busy machine is busy for all of them; figures are medians. Whatever is
-made or answered is verified: what is wrong ends the benchmark with status 1.
+All programs take turns, so that a busy machine is busy for all of them; figures are medians.
+Whatever is made or answered is verified: what is wrong ends the benchmark with status 1.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Sizes:
 
 @contextmanager
 def workplace(nodes: int, key: str = "", memory: bool = True) -> Iterator[Path]:
-    """A folder, in memory unless said otherwise, with the shipped configuration and further nodes."""
+    """A folder, by default in memory, with the shipped configuration and further nodes."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if memory else None) as name:
         entry = f"{{<<: *client, key: {key}}}" if key else "*client"
         lines = "".join(f"    n{number}: {entry}\n" for number in range(nodes))
@@ -99,7 +99,7 @@ def workplace(nodes: int, key: str = "", memory: bool = True) -> Iterator[Path]:
 
 
 def check_keys(keys: Path, names: list[str], sample: int = 20) -> None:
-    """Have OpenSSL verify each node with what is in its folder, strictly; and some of the keys, too."""
+    """Have OpenSSL verify each node by its own folder, strictly; and some of the keys, too."""
     flags, root = crypto.X509StoreFlags, (keys / "root/cert.pem").read_bytes()
     for number, name in enumerate(names):
         files = {path.stem: path.read_bytes() for path in (keys / name).iterdir()}
@@ -314,7 +314,7 @@ def settle(server: Server) -> None:
 
 
 def exchanging(sizes: Sizes) -> list[Measure]:
-    """Whole connections: the CPU of the server, how many a second, and how long one takes at rest."""
+    """Whole connections: the server's CPU, how many a second, and one's time at rest."""
     cpu = Measure("Server's CPU for one exchange", "ms")
     rate = Measure("Exchanges a second, more is better", "/s")
     latencies = {}
@@ -391,7 +391,7 @@ def echoing(sizes: Sizes) -> list[Measure]:
 
 
 def idling(sizes: Sizes) -> list[Measure]:
-    """Authenticated clients that say nothing: their memory in the server, and a newcomer's latency."""
+    """Silent authenticated clients: the server's memory, and a newcomer's latency."""
     memory = Measure(f"Memory for each of {sizes.idle:,} idle connections", "KiB")
     latency = Measure(f"One exchange beside {sizes.idle:,} idle connections, median", "ms")
     for _ in range(sizes.rounds):
@@ -424,41 +424,39 @@ def shown(figure: float) -> str:
 
 
 def table(measures: list[Measure]) -> str:
-    """Markdown rows: a program's figure, and how it compares with the first one's, the script's."""
+    """Markdown rows: a program's figure, and its ratio to the first one's, the script's."""
     lines = ["| measured | program | figure | ratio |", "|---|---|---|---|"]
     for measure in measures:
         medians = measure.medians()
         first = next(iter(medians.values()))
         for number, (program, figure) in enumerate(medians.items()):
             title = "" if number else measure.title
-            lines.append(
-                f"| {title} | {program} | {shown(figure)} {measure.unit} | {figure / first:.2f} |"
-            )
+            value = f"{shown(figure)} {measure.unit}"
+            lines.append(f"| {title} | {program} | {value} | {figure / first:.2f} |")
     return "\n".join(lines)
 
 
 def picture(measures: list[Measure]) -> str:
-    """The same as an SVG: bars, those of one measure on one scale, the script's in another colour."""
+    """The same as an SVG: bars, one scale for each measure, the script's in another colour."""
     height, body = 10, []
     for measure in measures:
         medians = measure.medians()
         height += 30
-        body.append(
-            f'<text class="title" x="10" y="{height}">{escape(measure.title)} ({measure.unit})</text>'
-        )
+        title = f"{escape(measure.title)} ({measure.unit})"
+        body.append(f'<text class="title" x="10" y="{height}">{title}</text>')
         for number, (program, figure) in enumerate(medians.items()):
             width, kind = 360 * figure / max(medians.values()), "peer" if number else "script"
             body.append(
                 f'<text x="295" y="{height + 18}" text-anchor="end">{escape(program)}</text>'
             )
-            body.append(
-                f'<rect class="{kind}" x="305" y="{height + 7}" width="{width:.1f}" height="13"/>'
-            )
+            bar = f'x="305" y="{height + 7}" width="{width:.1f}" height="13"'
+            body.append(f'<rect class="{kind}" {bar}/>')
             body.append(
                 f'<text x="{310 + width:.1f}" y="{height + 18}">{shown(figure)}</text>'
             )
             height += 18
-    style = "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}.script{fill:#c0392b}.peer{fill:#8aa}"
+    style = "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}"
+    style += ".script{fill:#c0392b}.peer{fill:#8aa}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="740" height="{height + 15}">\n'
         f"<style>{style}</style>\n"
@@ -470,7 +468,8 @@ def machine() -> str:
     """What all of it ran on."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     name = model[1] if model else platform.machine()
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, {ssl.OPENSSL_VERSION}"
+    python = f"Python {platform.python_version()}"
+    return f"{name}, {os.cpu_count()} cores, {python}, {ssl.OPENSSL_VERSION}"
 
 
 PARTS: dict[str, Callable[[Sizes], list[Measure]]] = {

@@ -1,4 +1,4 @@
-"""Configurations, values and folders that nobody thought of, by Hypothesis: right, or refused in one line."""
+"""Random configurations, values and folders, by Hypothesis: right, or refused in one line."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ OPTIONAL = [
 OPTIONAL += ["subjectAltName", "OID"]  # for CAs and nodes
 
 
-# --- The script, in this process and fresh for each example --------------------------------------
+# --- The script, in this process and fresh for each example ----------------------------------
 
 
 class Result(NamedTuple):
@@ -122,7 +122,7 @@ class Result(NamedTuple):
 
 
 def hangs(_signal: int, _frame: FrameType | None) -> None:
-    """End a run that takes too long, by what is no Exception, so that the script can't catch it."""
+    """End a run that takes too long, by what is no Exception: the script can't catch it."""
     pytest.fail("hangs")
 
 
@@ -137,7 +137,7 @@ def opened() -> set[str]:
 
 
 def main(folder: Path) -> Result:
-    """Run the script's main() in this process, which takes a fifth of the time of another one."""
+    """Run the script's main() in this process, which takes a fifth of a new one's time."""
     out, err, begun = io.StringIO(), io.StringIO(), now()
     before, there = opened(), os.getcwd()
     handler = signal.signal(signal.SIGALRM, hangs)
@@ -193,7 +193,7 @@ def sizes(quick: int, slow: int) -> pytest.MarkDecorator:
 def fuzz(
     examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], object]
 ) -> None:
-    """Have a check hold for examples: the same ones each time, or others each time with FUZZ=1."""
+    """Have a check hold for examples: the same ones each time, or with FUZZ=1 others."""
     few = examples < 100  # in the suite
     size = settings(
         max_examples=examples,
@@ -211,11 +211,11 @@ def fuzz(
     size(given(strategy)(example))()
 
 
-# --- What came of it, by other eyes --------------------------------------------------------------
+# --- What came of it, by other eyes ----------------------------------------------------------
 
 
 def verify(keys: Path) -> None:
-    """Have OpenSSL verify every certificate in strict mode, a node by nothing but its own folder."""
+    """Have OpenSSL verify every certificate in strict mode, a node by its own folder alone."""
     for folder in (path.parent for path in keys.glob("*/cert.pem")):
         chain = x509.load_pem_x509_certificates((folder / "fullchain.pem").read_bytes())
         leaf = certificate(folder / "cert.pem")
@@ -328,7 +328,7 @@ def times(want: Want, field: str, result: Result) -> tuple[datetime, datetime]:
 
 
 def in_one_line_or_right(result: Result, folder: Path) -> int:
-    """Require that a run refused a configuration in one line and wrote nothing, or that all verifies."""
+    """Require one line and nothing written, or that all certificates verify."""
     lines = result.lines
     if result.status == 2:
         assert (len(lines), result.out, (folder / "keys").exists()) == (1, "", False), result
@@ -349,7 +349,7 @@ def in_one_line_or_right(result: Result, folder: Path) -> int:
     return result.status
 
 
-# --- Configurations that are valid, and what they mean -------------------------------------------
+# --- Configurations that are valid, and what they mean ---------------------------------------
 
 
 ALNUM = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -628,7 +628,7 @@ def dumped(draw: Any, document: Any) -> str:
 def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(
     examples: int,
 ) -> None:
-    """Subject, extensions, validity and key are as they were written; a second run changes no certificate."""
+    """All is certified as written, and a second run changes no certificate."""
 
     def check(hierarchy: Hierarchy) -> None:
         with scratch(hierarchy.text) as folder:
@@ -644,7 +644,7 @@ def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(
     fuzz(examples, hierarchies(), check)
 
 
-# --- Configurations that are damaged -------------------------------------------------------------
+# --- Configurations that are damaged ---------------------------------------------------------
 
 
 SHIPPED = (ROOT / "sros_config.yml").read_text()
@@ -652,7 +652,11 @@ FULL = yaml.safe_load("""
 keys:
   root:
     key: ed25519
-    subject: {countryName: US, organizationName: Example, commonName: $name, emailAddress: a@b.example}
+    subject:
+      countryName: US
+      organizationName: Example
+      commonName: $name
+      emailAddress: a@b.example
     validity: {notBefore: -1d, notAfter: "2090-01-01T00:00:00Z", nextUpdate: 4w}
     extensions: &ca
       basicConstraints: critical, CA:TRUE, pathlen:1
@@ -695,30 +699,22 @@ def parts(text: str) -> list[str]:
 
 
 WORDS = [  # what is nearly a value
-    *parts(
-        "NO|0123|null|~|| |$|$$|$nodes|${name}|critical|critical,|,|CA:TRUE|pathlen:0|99999y|-99999y|0h"
-    ),
-    *parts(
-        "9999-12-31|0000-00-00|2026-13-45|1950-01-01|2090-01-01T|2090-01-01T24:00:00|DNS:|DNS:a|IP:::/0"
-    ),
-    *parts(
-        "IP:fe80::1%1|URI:x:y|DER:|DER:00|DER:3003|root|master|node|hash|keyid|ed448|sha256|permitted;DNS:a|.."
-    ),
-    *parts(
-        "excluded;IP:0.0.0.0/0|a/b|<<|2.999|0.0|2.5.29.9|2.5.29.18|2.5.29.20|2.5.29.36|2.5.29.46"
-    ),
+    *parts("NO|0123|null|~|| |$|$$|$nodes|${name}|critical|critical,|,|CA:TRUE|pathlen:0"),
+    *parts("99999y|-99999y|0h|9999-12-31|0000-00-00|2026-13-45|1950-01-01|2090-01-01T"),
+    *parts("2090-01-01T24:00:00|DNS:|DNS:a|IP:::/0|IP:fe80::1%1|URI:x:y|DER:|DER:00|DER:3003"),
+    *parts("root|master|node|hash|keyid|ed448|sha256|permitted;DNS:a|..|a/b|<<|2.999|0.0"),
+    *parts("excluded;IP:0.0.0.0/0|2.5.29.9|2.5.29.18|2.5.29.20|2.5.29.36|2.5.29.46"),
     *["1.3.6.1.5.5.7.1.24", "1.3.6.1.4.1.11129.2.4.3", "9" * 5000],
 ]
 RAW = [  # what YAML makes something else of
+    *parts("NO|0123|0x1F|1:30|1e999|.nan|.inf|2001-01-01|=|~|[[[]]]|*nobody|!!str|%|@|`|'"),
     *parts(
-        "NO|0123|0x1F|1:30|1e999|.nan|.inf|2001-01-01|=|~|[[[]]]|*nobody|!!str|%|@|`|'|...|---|{a: 1, a: 2}"
+        "...|---|{a: 1, a: 2}|&a [*a]|&b {<<: *b}|{<<: [{key: a}, 1]}|{? [1] : 2}|- x|? |#"
     ),
     *parts(
-        "&a [*a]|&b {<<: *b}|{<<: [{key: a}, 1]}|{? [1] : 2}|{? {a: 1} : 2}|!!binary x|!x y|- x|? |#"
+        "{? {a: 1} : 2}|!!binary x|!x y|!!int x|!!float x|!!timestamp x|!!bool x|!!set {a}"
     ),
-    *parts(
-        "!!int x|!!float x|!!timestamp x|!!bool x|!!set {a}|!!python/object:os.system x|!!omap [a: 1]"
-    ),
+    *parts("!!python/object:os.system x|!!omap [a: 1]"),
     *[
         "!!pairs [1]",
         "!!null x",
@@ -848,7 +844,7 @@ def edited(draw: Any) -> bytes:
 
 
 def refused_or_right(examples: int, strategy: st.SearchStrategy[Any]) -> Counter[int]:
-    """Require one line or certificates that verify, of every configuration; count the exit statuses."""
+    """Require one line, or certificates that verify. Count the exit statuses."""
     seen: Counter[int] = Counter()
 
     def check(text: str | bytes) -> None:
@@ -863,7 +859,7 @@ def refused_or_right(examples: int, strategy: st.SearchStrategy[Any]) -> Counter
 def test_a_damaged_configuration_is_refused_in_one_line_or_makes_what_verifies(
     examples: int,
 ) -> None:
-    """Junk, omissions, repetitions and unknown fields anywhere: nothing is written, or all is right."""
+    """Junk, omissions, repetitions, unknown fields: nothing is written, or all is right."""
     seen = refused_or_right(examples, damaged())
     assert seen[2] > examples / 3 and seen[0]
 
@@ -872,7 +868,7 @@ def test_a_damaged_configuration_is_refused_in_one_line_or_makes_what_verifies(
 def test_a_field_that_is_unknown_or_stands_twice_is_refused_wherever_it_is(
     examples: int,
 ) -> None:
-    """A fault that is always one: else a misspelt field would be none, and a second one would win."""
+    """Otherwise a misspelt field would be ignored, and the second of two would win."""
     assert {*refused_or_right(examples, faulty())} == {2}
 
 
@@ -885,11 +881,11 @@ def test_an_edited_text_of_the_shipped_file_is_refused_in_one_line_or_makes_what
     assert seen[2] > examples / 3 and seen[0]
 
 
-# --- One value, in a root and a node -------------------------------------------------------------
+# --- One value, in a root and a node ---------------------------------------------------------
 
 
 def tiny(ca: Any = None, node: Any = None, **times: Any) -> str:
-    """Return a root and a node with further extensions of theirs, or other times of the node."""
+    """Return a root and a node with further extensions, or other times of the node."""
     authority = {"basicConstraints": "critical, CA:TRUE", "keyUsage": "keyCertSign, cRLSign"}
     common = {"key": "ed25519", "subject": {"commonName": "$name"}}
     root = {**authority, "subjectKeyIdentifier": "hash", **(ca or {})}
@@ -1015,7 +1011,7 @@ def constrained(draw: Any) -> str:
 
 @sizes(30, 700)
 def test_names_are_certified_only_where_the_constraints_admit_them(examples: int) -> None:
-    """What OpenSSL would refuse is an error line (status 1, as only it can judge), and no certificate."""
+    """What OpenSSL refuses is an error line (status 1), and there is no certificate."""
     seen = refused_or_right(examples, constrained())
     assert seen[0] and seen[1] and not seen[2]
 
@@ -1066,12 +1062,12 @@ def test_any_text_as_a_time_is_refused_in_one_line_or_makes_what_verifies(
     assert refused_or_right(examples, st.builds(lambda x, y: tiny(**{x: y}), field, TIMES))[2]
 
 
-# --- Folders that are damaged ---------------------------------------------------------------------
+# --- Folders that are damaged ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with every kind of file: client has a request, and root a higher CA's certificate."""
+    """The folder with every kind of file: client has a request, root a cross-certificate."""
     folder = tmp_path_factory.mktemp("whole") / "whole"
     shutil.copytree(made, folder)
     data, phrase = unlocked(folder / "keys" / "client" / "key.pem")
@@ -1147,7 +1143,7 @@ def state(path: Path) -> tuple[int, bytes | str | None]:
 def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_undone(
     examples: int, whole: Path, strangers: Path
 ) -> None:
-    """No key and nothing that is kept is overwritten; what is derived is right, or an error line says why."""
+    """Kept files are never overwritten. Derived ones are right, or an error says why."""
     names = sorted(path.relative_to(whole) for path in whole.glob("keys/**/*.pem"))
     original = {name: state(whole / name) for name in names}
     derived = {
@@ -1210,12 +1206,12 @@ def is_nodes(name: Path) -> bool:
     return name.parts[1] in ("server", "client")
 
 
-# --- And as a process -----------------------------------------------------------------------------
+# --- And as a process ------------------------------------------------------------------------
 
 
 @sizes(3, 20)
 def test_the_same_holds_for_the_script_as_a_process(examples: int) -> None:
-    """What the others see in one process, for a sample: one valid configuration, and one damaged."""
+    """A sample of what the others see in one process: one valid, one damaged."""
 
     def check(drawn: tuple[Hierarchy, str]) -> None:
         hierarchy, text = drawn

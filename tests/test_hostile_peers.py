@@ -1,4 +1,4 @@
-"""Peers that mean harm: what they must not stop, keep, hide or forge; `-m slow`: in full number."""
+"""Peers that mean harm: what they must not stop, hide or forge. `-m slow`: in full number."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ pytestmark = pytest.mark.slow
 MAX_LINE = 65536  # bytes, with its newline: the design's
 PATIENCE = 60.0  # seconds that a good client waits here; it has its turn long before
 RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
-# Before 3.11.8 and 3.12.2, wrap_socket leaves a socket that was reset to the garbage collector, which
-# warns (python/cpython#113280); and so is one left that no thread could be had for.
+# Before 3.11.8 and 3.12.2, wrap_socket leaves a socket that was reset to the garbage collector,
+# and so is a socket left for want of a thread. That is a warning (python/cpython#113280).
 LENIENT = {**PHRASES, "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
 MENDED = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
 Record = Callable[[str, object], None]
 Tune = Callable[..., Server]
 
 
-# --- What the tests make -----------------------------------------------------------------------
+# --- What the tests make ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,7 +134,7 @@ def measure(count: int, port: int, context: ssl.SSLContext) -> Latency:
 
 
 def wait_for(server: Server, condition: Callable[[], bool]) -> None:
-    """Poll until a condition holds; fail with the end of what the server printed if it never does."""
+    """Poll until a condition holds, or fail with the end of the server's output."""
     until = time.monotonic() + DEADLINE
     while not condition():
         if time.monotonic() > until or server.process.poll() is not None:
@@ -163,7 +163,7 @@ def footprint(server: Server) -> Footprint:
 
 
 def settled(server: Server, before: Footprint) -> Footprint:
-    """Wait until a server has the threads and descriptors that it had before; return what it holds."""
+    """Wait until a server has its threads and descriptors of before. Return what it holds."""
     until = time.monotonic() + DEADLINE
     while (held := footprint(server))[:2] != before[:2]:
         assert time.monotonic() < until, f"before: {before}, at the end: {held}"
@@ -252,7 +252,7 @@ def quiet(server: Server, rest: Footprint, good: ssl.SSLContext) -> Latency:
     return measure(50, server.port, good)
 
 
-# --- Hostile clients: each is a generator, which begins, and goes on whenever it is told to -------
+# --- Hostile clients: each is a generator, which begins, and goes on whenever it is told to --
 
 Hostile = Callable[[int, ssl.SSLContext], Generator[None, None, None]]
 
@@ -423,7 +423,7 @@ WITH_KEYS: list[Hostile] = [
 def horde(
     clients: Sequence[Hostile], port: int, context: ssl.SSLContext, pace: float = 1.0
 ) -> Iterator[None]:
-    """Have hostile clients begin, and each go on every so many seconds, until the block ends."""
+    """Begin hostile clients, and go on with each at intervals, until the block ends."""
     going = [hostile(port, context) for hostile in clients]
     over = threading.Event()
 
@@ -452,7 +452,7 @@ def end(hostile: Generator[None, None, None]) -> None:
         hostile.close()
 
 
-# --- Who must not stop it -----------------------------------------------------------------------
+# --- Who must not stop it --------------------------------------------------------------------
 
 
 def attacks() -> Iterator[object]:
@@ -651,7 +651,7 @@ def test_without_threads_newcomers_are_refused_and_those_being_served_are_not_ha
     complaints(server)
 
 
-# --- Long uptime --------------------------------------------------------------------------------
+# --- Long uptime -----------------------------------------------------------------------------
 
 
 def in_parallel(work: Callable[[], object], count: int, threads: int = 4) -> None:
@@ -771,7 +771,7 @@ def test_sighup_every_50_ms_loses_no_exchange(
     wait_for(server, lambda: server.out.read_text().count("closed\n") == 3 * count)
 
 
-# --- A refused client always learns why ----------------------------------------------------------
+# --- A refused client always learns why ------------------------------------------------------
 
 
 def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -789,7 +789,7 @@ def issue(
     names: Sequence[x509.NameAttribute[str]],
     others: x509.ExtensionType,
 ) -> Path:
-    """Make a node's folder with a key and certificate for any names, by the master CA; return it."""
+    """Make a node's folder with a certificate for any names, by the master CA. Return it."""
     issuer, signer = authority(made)
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(timezone.utc)
@@ -975,7 +975,7 @@ def test_a_refused_client_with_data_in_flight_always_learns_why(
     )
 
 
-# --- Hostile servers ----------------------------------------------------------------------------
+# --- Hostile servers -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -1134,7 +1134,8 @@ def test_a_client_learns_why_from_a_server_that_resets_while_it_writes(
         for _ in range(count):
             result = client(port, made / "keys/client", "a" * 65535)
             assert (result.returncode, result.stdout) == (1, "")
-            line = f"{CLIENT.name}: error: refused by localhost port {port}: [a-z0-9 ]*alert unknown ca\n"
+            line = f"{CLIENT.name}: error: refused by localhost port {port}: "
+            line += "[a-z0-9 ]*alert unknown ca\n"
             assert re.fullmatch(line, result.stderr), result.stderr
 
 
@@ -1149,7 +1150,7 @@ def clients(
     tmp_path_factory: pytest.TempPathFactory,
     answering: ssl.SSLContext,
 ) -> Iterator[dict[str, Verdict]]:
-    """The client, with a timeout of one second or as it stands, against each hostile server at once."""
+    """The client, perhaps with a short timeout, against all hostile servers at once."""
     timeout: int = request.param
     settings = [f"script.TIMEOUT = {timeout}"] if timeout != 10 else []
     program = (
@@ -1199,7 +1200,7 @@ def test_a_client_of_a_slow_server_that_answers_in_time_is_answered(
     assert (process.returncode, out, err) == (0, "connected\nread: [hello]\n", "")
 
 
-# --- Text from the peer is untrusted -------------------------------------------------------------
+# --- Text from the peer is untrusted ---------------------------------------------------------
 
 
 def characters(*codes: int | range) -> list[bytes]:
@@ -1475,7 +1476,7 @@ def test_hostile_bytes_instead_of_tls_are_one_printable_line_on_both_sides(
     assert len(printable(result.stderr.encode())) == 1
 
 
-# --- So are the names in its certificate ---------------------------------------------------------
+# --- So are the names in its certificate -----------------------------------------------------
 
 UTF8 = [
     "x\nclosed",

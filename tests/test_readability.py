@@ -1,4 +1,4 @@
-"""How the scripts read, as far as it can be measured: functions fit on a screen, classes stay small."""
+"""How the code reads, as far as it can be measured: short functions, small classes."""
 
 from __future__ import annotations
 
