@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -101,7 +101,10 @@ NODES = """
 # The CAs below root that have a revocation list at the verifiers, as their own, master, has.
 LISTED = ("legacy", "stolen", "deep", "deeper", "narrow", "barred")
 
+SIDES = ("server", "client")
+
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+Lists = list[x509.CertificateRevocationList]
 Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
 
 
@@ -250,28 +253,13 @@ def empty_list(ca: Identity) -> bytes:
 
 def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identity]]:
     """Make the visitors that the script would not, and the CAs that some of them come from."""
-    root, master, talker = (identity(keys / name) for name in ("root", "master", "talker"))
-    legacy, narrow, barred = (identity(keys / name) for name in ("legacy", "narrow", "barred"))
+    master, talker, legacy = (identity(keys / x) for x in ("master", "talker", "legacy"))
+    narrow, barred = identity(keys / "narrow"), identity(keys / "barred")
     foreign, their_root = identity(other / "talker"), identity(other / "root").chain
-    small, large = (rsa.generate_private_key(65537, bits) for bits in (1024, 2048))
     unknown = x509.UnrecognizedExtension(
         x509.ObjectIdentifier("1.3.6.1.4.1.32473.1"), b"\x05\x00"
     )
-    cas = {
-        "sister": issue(root, "sister", CA),
-        "brief": issue(root, "brief", CA, ends=-1),
-        "small": issue(root, "small", CA, small),
-        "large": issue(root, "large", CA, large),
-        "sha1": issue(root, "sha1", CA, digest="sha1"),
-        "lax": issue(root, "lax", CA, constraints=(x509.BasicConstraints(True, 0), False)),
-        "useless": issue(
-            root,
-            "useless",
-            CA,
-            usage=None,
-            constraints=(x509.BasicConstraints(True, None), True),
-        ),
-    }
+    cas = hand_made_cas(identity(keys / "root"))
     visitors = {
         "other-right": foreign._replace(chain=[foreign.chain[0], *master.chain]),
         "other-root": foreign._replace(chain=[*foreign.chain, *their_root]),
@@ -289,8 +277,8 @@ def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identi
         "not-excluded": issue(barred, names=names("localhost", "elsewhere")),
         "partial-star": issue(master, names=names("a*.robots.example")),
         "text-ip": issue(master, names=names("127.0.0.1")),
-        "small-key": issue(master, key=small),
-        "large-key": issue(master, key=large),
+        "small-key": issue(master, key=cas["small"].key),
+        "large-key": issue(master, key=cas["large"].key),
         "leaf-md5": issue(legacy, digest="md5"),
         "leaf-sha1": issue(legacy, digest="sha1"),
         "leaf-sha256": issue(legacy),
@@ -300,6 +288,21 @@ def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identi
         **{f"of-{name}": issue(ca) for name, ca in cas.items()},
     }
     return visitors, [*cas.values()]
+
+
+def hand_made_cas(root: Identity) -> dict[str, Identity]:
+    """Make CAs below root that the script would not."""
+    small, large = (rsa.generate_private_key(65537, bits) for bits in (1024, 2048))
+    unlimited = x509.BasicConstraints(True, None)
+    return {
+        "sister": issue(root, "sister", CA),
+        "brief": issue(root, "brief", CA, ends=-1),
+        "small": issue(root, "small", CA, small),
+        "large": issue(root, "large", CA, large),
+        "sha1": issue(root, "sha1", CA, digest="sha1"),
+        "lax": issue(root, "lax", CA, constraints=(x509.BasicConstraints(True, 0), False)),
+        "useless": issue(root, "useless", CA, usage=None, constraints=(unlimited, True)),
+    }
 
 
 class Stock(NamedTuple):
@@ -313,28 +316,59 @@ class Stock(NamedTuple):
 def make_stock(folder: Path) -> Stock:
     """Make the hierarchy with the script, in some years; then what it would not make."""
     stock = Stock(folder / "visitors", folder / "verifiers", folder / "other")
-    keys, other, configuration = folder / "keys", folder / "other/keys", "sros_config.yml"
-    stock.other.mkdir()
-    (stock.other / configuration).write_text(CAS.replace("NAME", "talker"))
+    keys, other = folder / "keys", folder / "other/keys"
+    before = make_hierarchies(folder, stock.other)
+    visitors, cas = hand_made(keys, other)
+    make_verifiers(stock, keys, before, [empty_list(ca) for ca in cas])
+
+    made = {path.name: identity(path) for path in keys.iterdir() if path.name not in SIDES}
+    made |= {"other": identity(other / "talker"), **visitors}
+    for name, each in made.items():
+        place = stock.visitors / name
+        place.mkdir(parents=True)
+        for file, data in each.files().items():
+            (place / file).write_bytes(data)
+        # They judge others as the verifiers do.
+        shutil.copy(keys / "server/ca.pem", place)
+        shutil.copy(stock.verifiers / "client-strange/crl.pem", place)
+
+    (folder / "names").mkdir()
+    (folder / "names/sitecustomize.py").write_text(RESOLVER)
+    (folder / "weak.cnf").write_text(WEAK_CONFIGURATION)
+    (stock.other / "store").mkdir()
+    for place in (stock.other / "store.pem", stock.other / "store/root.pem"):
+        shutil.copy(other / "root/cert.pem", place)
+    openssl("rehash", stock.other / "store")
+    return stock
+
+
+def make_hierarchies(folder: Path, other: Path) -> Lists:
+    """Make our hierarchy and another CA's; revoke some. Return the lists of before that."""
+    configuration = folder / "sros_config.yml"
+    talker = CAS.replace("NAME", "talker")
+    other.mkdir()
+    (other / configuration.name).write_text(talker)
     with ThreadPoolExecutor(1) as pool:
-        theirs = pool.submit(generate, stock.other)
-        (folder / configuration).write_text(CAS.replace("NAME", "old"))
+        theirs = pool.submit(generate, other)
+        configuration.write_text(CAS.replace("NAME", "old"))
         fine(later(folder, "2 years ago"))
-        (folder / configuration).write_text(CAS.replace("NAME", "talker") + NODES)
+        configuration.write_text(talker + NODES)
         fine(generate(folder))
-        (folder / configuration).write_text(CAS.replace("NAME", "early"))
+        configuration.write_text(CAS.replace("NAME", "early"))
         fine(later(folder, "30 days"))
         fine(theirs.result())
-    before = lists(keys / "server/crl.pem")
-    (folder / configuration).write_text(CAS.replace("NAME", "talker") + NODES)
+    before = lists(folder / "keys/server/crl.pem")
+    configuration.write_text(talker + NODES)
     revoked = generate(folder, "--revoke", "gone", "stolen")
     assert revoked.returncode == 0, revoked.stderr
+    return before
+
+
+def make_verifiers(stock: Stock, keys: Path, before: Lists, made: Sequence[bytes]) -> None:
+    """Make the folders of server and client, with different lists of master and root."""
     now, old = lists(keys / "server/crl.pem"), lists(keys / "old/crl.pem")
-    visitors, cas = hand_made(keys, other)
-    rest = [(keys / name / "crl.pem").read_bytes() for name in LISTED] + [
-        empty_list(ca) for ca in cas
-    ]
     strange = (keys / "stranger/crl.pem").read_bytes()
+    rest = b"".join([*((keys / name / "crl.pem").read_bytes() for name in LISTED), *made])
     known = {
         "now": now,
         "before": before,
@@ -344,32 +378,12 @@ def make_stock(folder: Path) -> Stock:
         "strange": now,
     }
     for name, pair in known.items():
-        own = b"".join(each.public_bytes(PEM) for each in pair)
-        for side in ("server", "client"):
+        text = b"".join(each.public_bytes(PEM) for each in pair) + rest
+        if name == "strange":
+            text += strange
+        for side in SIDES:
             shutil.copytree(keys / side, stock.verifiers / f"{side}-{name}")
-            text = own + b"".join(rest) + strange * (name == "strange")
             (stock.verifiers / f"{side}-{name}/crl.pem").write_bytes(text)
-    made = {
-        path.name: identity(path)
-        for path in keys.iterdir()
-        if path.name not in ("server", "client")
-    }
-    made |= {"other": identity(other / "talker"), **visitors}
-    for name, each in made.items():
-        place = stock.visitors / name
-        place.mkdir(parents=True)
-        for file, data in each.files().items():
-            (place / file).write_bytes(data)
-        shutil.copy(keys / "server/ca.pem", place)  # they judge others as the verifiers do
-        shutil.copy(stock.verifiers / "client-strange/crl.pem", place)
-    (folder / "names").mkdir()
-    (folder / "names/sitecustomize.py").write_text(RESOLVER)
-    (folder / "weak.cnf").write_text(WEAK_CONFIGURATION)
-    (stock.other / "store").mkdir()
-    for place in (stock.other / "store.pem", stock.other / "store/root.pem"):
-        shutil.copy(other / "root/cert.pem", place)
-    openssl("rehash", stock.other / "store")
-    return stock
 
 
 # Python itself loads this before the script. Without a name server, robots.example is here.

@@ -163,23 +163,20 @@ def test_renewal_makes_a_new_certificate_on_the_same_key_as_the_configuration_sa
     fleet: Path,
 ) -> None:
     def today(keys: dict[str, Any]) -> None:
-        keys["nodes"]["client2"] = {**keys["nodes"]["client"]}
-        keys["nodes"]["client2"]["validity"] = {"notBefore": "-2h", "notAfter": "30d"}
-        extensions = {
-            **keys["nodes"]["client"]["extensions"],
-            "subjectAltName": "DNS:arm.example",
+        client = keys["nodes"]["client"]
+        keys["nodes"]["client2"] = {
+            **client,
+            "validity": {"notBefore": "-2h", "notAfter": "30d"},
+            "extensions": {**client["extensions"], "subjectAltName": "DNS:arm.example"},
         }
-        keys["nodes"]["client2"]["extensions"] = extensions
 
     keys = fleet / "keys"
     old, old_record = certificate(keys / "client2/cert.pem"), record(keys, "client2")
     edit(fleet, today)
     before = tree(keys)
     result = fine(generate(fleet, "--renew", "client2", env=MASTERS))
-    assert states(result) == {
-        **dict.fromkeys(["root", "master", *NODES], "kept"),
-        "client2": "renewed",
-    }
+    kept = dict.fromkeys(["root", "master", *NODES], "kept")
+    assert states(result) == {**kept, "client2": "renewed"}
 
     new = certificate(keys / "client2/cert.pem")
     assert new.public_key() == old.public_key() and new.serial_number != old.serial_number
@@ -189,17 +186,13 @@ def test_renewal_makes_a_new_certificate_on_the_same_key_as_the_configuration_sa
     assert abs(new.not_valid_after_utc - now - timedelta(days=30)) < minute
     assert abs(new.not_valid_before_utc - now + timedelta(hours=2)) < minute
 
-    files = {
-        "client2/cert.pem",
-        "client2/fullchain.pem",
-        str(record(keys, "client2").relative_to(keys)),
-    }
+    on_record = str(record(keys, "client2").relative_to(keys))
+    files = {"client2/cert.pem", "client2/fullchain.pem", on_record}
     assert changed(before, tree(keys)) == files, "no key and no other node"
     text = (keys / "client2/cert.pem").read_text()
     assert record(keys, "client2").read_text() == text != old_record.read_text()
-    assert (keys / "client2/fullchain.pem").read_text() == text + (
-        keys / "master/cert.pem"
-    ).read_text()
+    chain = text + (keys / "master/cert.pem").read_text()
+    assert (keys / "client2/fullchain.pem").read_text() == chain
     assert judge(keys / "client2").returncode == 0
     before = tree(fleet)
     fine(generate(fleet, env=None))

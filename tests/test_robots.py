@@ -897,32 +897,19 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
 def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
     """The page's server in its own cluster: its copy of the keys, its log and process."""
     needs("psql")
-    installed = max(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
-    )
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    newest = max(versions, key=lambda path: int(path.parent.name))
     with handed_over(keys / "keys/server", "server", "postgres") as (folder, prefix):
         cluster = folder / "cluster"
-        postgres = [*prefix, str(installed / "postgres")]
-        subprocess.run(
-            [
-                *prefix,
-                str(installed / "initdb"),
-                "-D",
-                str(cluster),
-                "-U",
-                "postgres",
-                "--no-sync",
-            ],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
+        postgres = [*prefix, str(newest / "postgres")]
+        create = [*prefix, str(newest / "initdb"), "-D", str(cluster), "-U", "postgres"]
+        create += ["--no-sync"]
+        subprocess.run(create, cwd=folder, check=True, capture_output=True)
         (folder / "server").rename(cluster / "server")
         with (cluster / "postgresql.conf").open("a") as file:
             file.write(recipe("PostgreSQL", "ssl = on", "ini").replace("8443", str(port)))
-            file.write(
-                "unix_socket_directories = ''\n"
-            )  # those of the system are another cluster's
+            # The system's are another cluster's.
+            file.write("unix_socket_directories = ''\n")
         (cluster / "pg_hba.conf").write_text(recipe("PostgreSQL", "hostssl", "conf"))
         subprocess.run(
             [*postgres, "--single", "-D", str(cluster), "postgres"],
@@ -941,6 +928,30 @@ def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
                 poll(lambda: not lock.exists(), log.read_text)
 
 
+VERIFY_FAILED = "certificate verify failed"
+# What a node changes in its service file, and what the server then says.
+LOGINS = [
+    (
+        None,
+        r"sslcert=.*\nsslkey=.*\n",
+        "",
+        "connection requires a valid client certificate",
+    ),
+    (
+        None,
+        "user=client",
+        "user=postgres",
+        'certificate authentication failed for user "postgres"',
+    ),
+    (
+        None,
+        "=TLSv1.3",
+        "=TLSv1.2\nssl_max_protocol_version=TLSv1.2",
+        "unsupported protocol",
+    ),
+]
+
+
 @pytest.mark.postgresql
 def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
     made: Path, strangers: Path, tmp_path: Path
@@ -957,36 +968,13 @@ def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
     service = (own / "pg_service.conf").read_text()
     with database(own, port) as (keys, log, pid):
         assert run_block(own, query) == "client\n"
-        assert (
-            run_block(own, query.replace("current_user", "version FROM pg_stat_ssl")).strip()
-            == "TLSv1.3"
-        )
-        refusals = [
-            (strange, "", "", "certificate verify failed"),
-            (
-                own,
-                r"sslcert=.*\nsslkey=.*\n",
-                "",
-                "connection requires a valid client certificate",
-            ),
-            (
-                own,
-                "user=client",
-                "user=postgres",
-                'certificate authentication failed for user "postgres"',
-            ),
-            (
-                own,
-                "=TLSv1.3",
-                "=TLSv1.2\nssl_max_protocol_version=TLSv1.2",
-                "unsupported protocol",
-            ),
-        ]
-        for folder, old, new, says in refusals:
-            (folder / "pg_service.conf").write_text(
-                re.sub(old, new, service) if old else service
-            )
-            refused = paste(folder, query, port)
+        version = query.replace("current_user", "version FROM pg_stat_ssl")
+        assert run_block(own, version).strip() == "TLSv1.3"
+        for folder, old, new, says in [(strange, "", "", VERIFY_FAILED), *LOGINS]:
+            place = folder or own
+            changed = re.sub(old, new, service) if old else service
+            (place / "pg_service.conf").write_text(changed)
+            refused = paste(place, query, port)
             assert refused.returncode != 0 and not refused.stdout, says
             wait_for(log, says)
         elsewhere = "host=elsewhere\nhostaddr=127.0.0.1"
@@ -1001,4 +989,4 @@ def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
         assert "certificate revoked" in paste(own, query, port).stderr
     with database(strange, port):
         refused = paste(own, query, port)
-        assert refused.returncode != 0 and "certificate verify failed" in refused.stderr
+        assert refused.returncode != 0 and VERIFY_FAILED in refused.stderr
