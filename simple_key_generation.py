@@ -45,8 +45,8 @@ import sys
 
 SCRIPT = "simple_key_generation.py"
 
-# Until main() is there to do so, this ends the script quietly on Ctrl-C. A shell's background
-# ignores the signal, and that stays so.
+# Until main() takes over, this ends the script quietly on Ctrl-C. A shell's background job
+# ignores the signal, and still does.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(130))
 
@@ -79,7 +79,7 @@ try:
     from OpenSSL import crypto
     from yaml import CSafeLoader
 except Exception as error:
-    # Not only ImportError: releases that don't fit together raise whatever they run into.
+    # Not only ImportError: releases that don't fit together raise all kinds of errors.
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
     if "CSafeLoader" in str(error):
         advice = "this PyYAML lacks libyaml: apt-get install libyaml-dev, then "
@@ -141,7 +141,7 @@ class Folder(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What counts of a signing request. What else it asks for does not."""
+    """The parts of a signing request that count. The script ignores the rest."""
 
     public_key: object
     is_sound: bool  # signed by that key, and not with RSA-PSS
@@ -173,7 +173,7 @@ class Authority(NamedTuple):
     # What the folders hold, as PEM; empty if there is no such thing.
     intermediates_pem: bytes  # the chain without the anchor
     anchor_pem: bytes
-    cross_pem: bytes | None  # None: it can't be read, so what the folders have stays
+    cross_pem: bytes | None  # None: it can't be read; the folders keep what they have
     own_list_pem: bytes
     lists_pem: bytes
 
@@ -295,7 +295,7 @@ def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
     """Tell whether a CA that failed has its list on disk, and the entry a certificate."""
     if above is None or not above.lists:
         return False
-    # A newer list that could not be written must not go anywhere else.
+    # A newer list that could not be written here must not be written elsewhere.
     try:
         is_on_disk = read_file(f"{above.path}/crl.pem") == above.own_list_pem
     except OSError:
@@ -685,7 +685,7 @@ def certify(task: Task, key: object) -> x509.Certificate:
 
 
 def check_dates(entry: Entry, run: Run) -> None:
-    """Raise Fault for a date in the configuration that has become wrong as time went by."""
+    """Raise Fault for a date in the configuration that has become wrong with time."""
     if entry.not_after <= run.now:
         date = entry.not_after.date()
         raise Fault(
@@ -702,7 +702,7 @@ def sign_certificate(task: Task, public_key: PublicKey, signer: Signer) -> x509.
     """Return a new certificate, signed with the issuer's key (RFC 5280, section 4.1)."""
     entry = task.entry
     subject = entry.subject
-    # What others name a CA by stays as it is: the subject as it is encoded, here, and the
+    # A renewed CA keeps what others name it by: its subject as it is encoded, here, and its
     # subjectKeyIdentifier, in value_for.
     if entry.is_ca and task.folder.certificate is not None:
         subject = task.folder.certificate.subject
@@ -757,7 +757,7 @@ def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 
 
 def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
-    """Leave a request (RFC 2986) for a key that is elsewhere. Raises Fault, OSError."""
+    """Leave a request (RFC 2986), as the issuer's key is elsewhere. Raises Fault, OSError."""
     folder = task.folder
     if folder.request is None and not task.signer.is_here():
         raise Fault(f"{folder.path}/cert.pem: can't be renewed: that needs {issuer.path}")
@@ -782,9 +782,9 @@ def is_due(run: Run, certificate: x509.Certificate) -> bool:
 
 
 def needs_successor(run: Run, begins: datetime, ends: datetime) -> bool:
-    """Tell whether two thirds of a lifetime have passed, or none of it has begun.
+    """Tell whether two thirds of a lifetime have passed, or it has not begun yet.
 
-    The latter is what a clock leaves behind that was ahead for a while.
+    The latter happens when a clock was ahead for a while.
     """
     return begins > run.present or run.now > ends - (ends - begins) / 3
 
@@ -947,7 +947,10 @@ COMPROMISES = ("keyCompromise", "cACompromise", "aACompromise")
 
 
 def is_graver(reason: str, before: str) -> bool:
-    """Tell whether a reason replaces an earlier one: any one a hold, a compromise the rest."""
+    """Tell whether a reason replaces an earlier one.
+
+    Any other reason replaces a hold. A compromise replaces all but another compromise.
+    """
     if before == "certificateHold":
         return reason != "certificateHold"
     return reason in COMPROMISES and before not in COMPROMISES
@@ -1138,7 +1141,7 @@ class Verifier:
     def store(
         self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
     ) -> crypto.X509Store:
-        """Return what OpenSSL verifies by (X509_VERIFY_PARAM_set_flags(3))."""
+        """Return the store that OpenSSL verifies with (X509_VERIFY_PARAM_set_flags(3))."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(trusted))
         for crl in lists:
@@ -1197,7 +1200,7 @@ def requested_key(folder: str, request: Request) -> object:
 
 
 def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
-    """Yield a warning if a key is encrypted and should not be, or the reverse."""
+    """Yield a warning if a key is encrypted and should not be, or the other way round."""
     path = task.signer.path
     where = task.entry.where
     is_encrypted = b"ENCRYPTED" in pem
@@ -1251,7 +1254,7 @@ def extension_of(
 
 
 def compare(task: Task, draft: Draft) -> Iterator[Problem]:
-    """Yield warnings: what differs from the configuration, and a life that is nearly over."""
+    """Yield warnings if a certificate differs from the configuration, or ends soon."""
     path = f"{task.folder.path}/cert.pem"
     different = sorted(differences(task, draft.certificate))
     if different:
@@ -1287,7 +1290,7 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
 
 
 def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) -> bytes | None:
-    """Return an anchor's cross.pem; empty if it is of no use; None if it can't be read."""
+    """Return an anchor's cross.pem; empty if it is no good; None if it can't be read."""
     path = f"{task.folder.path}/cross.pem"
     if "cross.pem" not in task.folder.file_names:
         return b""
@@ -1319,7 +1322,7 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
 
 
 def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
-    """Check that the anchor's certificate from a higher CA is of use. Raises Fault."""
+    """Check that the anchor's certificate from a higher CA is good. Raises Fault."""
     path = f"{task.folder.path}/cross.pem"
     check_ca(path, cross, NEW_CROSS)
     if subject_key_identifier(cross) != subject_key_identifier(anchor):
@@ -1405,7 +1408,7 @@ def load_certificates(path: str) -> list[x509.Certificate]:
     try:
         certificates = x509.load_pem_x509_certificates(data)
         for certificate in certificates:
-            # cryptography parses these at their first use. Use them, to find damage here.
+            # cryptography parses these when they are first used. Using them here finds damage.
             certificate.public_key()
             _ = certificate.extensions
     except INVALID:
@@ -1433,7 +1436,7 @@ RSA_PSS = bytes.fromhex("06092a864886f70d01010a")
 
 
 def read_request(pem: bytes) -> Request:
-    """Return what counts of a signing request (RFC 2986). Raises one of INVALID."""
+    """Return the parts of a signing request that count (RFC 2986). Raises one of INVALID."""
     try:
         request = x509.load_pem_x509_csr(pem)
         public_key = request.public_key()
@@ -1458,9 +1461,9 @@ SIGNATURES: dict[bytes, Digest | None] = {
 
 
 def read_odd_request(pem: bytes) -> Request:
-    """Return the same of a request that cryptography can't parse. Raises ValueError.
+    """Return the same for a request that cryptography can't parse. Raises ValueError.
 
-    OpenSSL accepts it: what is odd, such as the subject or an attribute, does not count.
+    OpenSSL accepts it: the odd part, such as the subject or an attribute, does not count.
     """
     info, algorithm, signature = der_elements(der_of(pem))
     # CertificationRequestInfo: version, subject, key, attributes.
@@ -1495,7 +1498,7 @@ def is_signed_with(
 
 
 def der_of(pem: bytes) -> bytes:
-    """Return what a PEM file holds (RFC 7468); nothing if it is encrypted, or no PEM."""
+    """Return the DER in a PEM file (RFC 7468); empty if it is encrypted, or not PEM."""
     block = re.search(b"-----BEGIN [A-Z ]+-----([A-Za-z0-9+/=\\s]+)-----END", pem)
     if block is None:
         return b""
@@ -1601,21 +1604,21 @@ def create_file(part: str, data: bytes, path: str) -> None:
     if path.endswith("/key.pem"):
         mode = 0o600
     try:
-        # The mode holds from the first moment on. O_EXCL follows no link that was put there.
+        # The file has its mode from the start. O_EXCL does not follow a link that is there.
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(descriptor, "wb") as file:
             file.write(data)
     except OSError as error:
         if os.path.lexists(part):
             os.unlink(part)
-        # When the disk is full, the system names no file.
+        # When the disk is full, the system's error names no file.
         raise OSError(error.errno, error.strerror, path) from None
 
 
 def to_pem(
     *objects: x509.Certificate | x509.CertificateSigningRequest | RevocationList | None,
 ) -> bytes:
-    """Return certificates, requests or lists as PEM (RFC 7468), without what is None."""
+    """Return certificates, requests or lists as PEM (RFC 7468), skipping None."""
     pem = b""
     for each in objects:
         if each is not None:
@@ -1643,13 +1646,13 @@ def locked(keys: str) -> Iterator[None]:
 
 
 def clear_leftovers(keys: str) -> Iterator[Problem]:
-    """Remove what a killed run left, and was never renamed; yield what can't be removed."""
+    """Remove the unfinished files of a killed run; yield those that can't be removed."""
     for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):
         for part in Path(keys).glob(pattern):
             try:
                 remove(part)
             except OSError as error:
-                # Of what a folder holds, rmtree names the file without the folder.
+                # For a file in a folder, rmtree's error names only the file.
                 yield Problem("error", f"{part}: {error.strerror}")
 
 
@@ -1771,7 +1774,7 @@ class Signer:
 
 
 EVP_PKEY_RSA_PSS = 912
-# The version in DER, as it stands in the first octets of an unencrypted key.
+# The version in DER, among the first octets of an unencrypted key.
 PKCS8_VERSION_2 = bytes.fromhex("020101300506032b65")
 
 
@@ -1782,9 +1785,9 @@ class UnusableKey(Exception):
 def load_key(pem: bytes, phrase: bytes | None) -> object:
     """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
-    OpenSSL reads what cryptography does not, such as EC keys with 31 or 33 octets, which some
-    programs write. And cryptography takes an RSA-PSS key for a plain one, and reads an Ed25519
-    key in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 does not.
+    OpenSSL reads some keys that cryptography does not, such as EC keys with 31 or 33 octets,
+    which some programs write. cryptography takes an RSA-PSS key for a plain one, and reads
+    Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 can't.
     """
     if PKCS8_VERSION_2 in der_of(pem):
         raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
@@ -1839,7 +1842,7 @@ def check_key(path: str, public_key: object) -> None:
 
 
 def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[PrivateKey]]:
-    """Begin to make the RSA keys of all new entries, on all cores, as each one takes long."""
+    """Start to make the RSA keys of all new entries on all cores, as each one takes long."""
     new = []
     for entry in entries:
         if entry.key_type.startswith("rsa:") and not os.path.lexists(
@@ -1849,7 +1852,7 @@ def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[Pri
     if not new:
         return {}
 
-    # Imported only here, as it would make every other run start a tenth slower.
+    # Imported only here, as it would slow the start of every other run by a tenth.
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
@@ -1863,7 +1866,7 @@ class Phrases(NamedTuple):
     typed: dict[str, str]
 
     def known(self, variable: str) -> bool:
-        """Tell whether a pass phrase is at hand without a question."""
+        """Tell whether a pass phrase is at hand, so that there is no prompt."""
         return variable in self.typed or variable in self.environment
 
     def get(self, variable: str, new: bool = False) -> bytes:
@@ -1894,7 +1897,7 @@ def ask(variable: str, new: bool) -> str:
         if new:
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
     except UnicodeDecodeError:
-        # Without the exception, whose text shows what was typed.
+        # `from None`, as the text of that exception shows what was typed.
         raise Fault(f"{variable}: what was typed is no text in this locale") from None
     except (OSError, EOFError):
         why = "is not set, and there is no terminal to ask on"
@@ -1912,7 +1915,7 @@ class Loader(CSafeLoader):
 
     - refuses deep nesting, which crashes releases before 6.0.4;
     - refuses a field that is given twice, and a mapping that contains itself;
-    - lets the first of several merges win, as YAML's merge type says; 6.0.4 does the reverse.
+    - lets the first of several merges win, as YAML's merge type says; in 6.0.4 the last wins.
     """
 
     max_depth = 100  # an entry needs five levels
@@ -1920,7 +1923,7 @@ class Loader(CSafeLoader):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.depth = 0
-        # PyYAML notices that an alias contains itself only if it constructs depth first.
+        # PyYAML notices a mapping that contains itself only if it constructs depth first.
         self.deep_construct = True
 
     def descend_resolver(self, current_node: Any, current_index: Any) -> None:
@@ -2039,7 +2042,7 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
     for entry in entries.values():
         if not entry.is_ca:
             continue
-        # How many CAs are below the issuer that is looked at, down to this entry.
+        # How many CAs are below the issuer in question, down to this entry.
         cas_below = 1
         issuer_name = entry.issuer
         while issuer_name is not None:
@@ -2053,7 +2056,7 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
 
 
 def check_subjects(entries: Mapping[str, Entry]) -> None:
-    """Check that no entry has its issuer's name. Raises ConfigurationError."""
+    """Check that no entry has its issuer's subject. Raises ConfigurationError."""
     for entry in entries.values():
         if entry.issuer is None:
             continue
@@ -2064,9 +2067,9 @@ def check_subjects(entries: Mapping[str, Entry]) -> None:
 
 
 def comparable(name: x509.Name) -> list[tuple[str, str]]:
-    """Return a name so that equal means the same name (RFC 5280, section 7.1).
+    """Return a form of a name that is equal for equal names (RFC 5280, section 7.1).
 
-    As for OpenSSL, upper and lower case are the same, and spaces count once, and only inside.
+    As in OpenSSL, case does not count, nor do spaces at either end or repeated ones.
     """
     attributes = []
     for attribute in name:
@@ -2247,7 +2250,7 @@ def check_combinations(
     """Check fields that exclude each other. Raises ConfigurationError."""
     ends = values["validity.notAfter"]
     begins = values.get("validity.notBefore", now)
-    # A notAfter that has passed was made wrong by time: see check_dates.
+    # A notAfter that has passed became wrong with time: check_dates handles it.
     if begins > ends > now:
         raise ConfigurationError(f"{where}.validity: notBefore is later than notAfter")
     if values["key"] not in KEY_TYPES:
@@ -2370,7 +2373,7 @@ def read_time(name: str, text: str, now: datetime) -> datetime:
             moment = moment.replace(tzinfo=timezone.utc)
         moment = moment.astimezone(timezone.utc)
 
-    # A timestamp becomes wrong by itself, as time goes by. It is checked when it is used.
+    # A timestamp becomes wrong with time, so it is checked when it is used.
     if offset is not None and (moment <= now) != (name == "notBefore"):
         if name == "notBefore":
             raise ValueError("must not be in the future")
@@ -2821,7 +2824,7 @@ def in_colour(line: str, kind: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes for what could steer a terminal."""
+    """Return a text in which characters that could steer a terminal are escaped."""
     if text.isprintable():
         return text
     escaped = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
@@ -2829,11 +2832,11 @@ def printable(text: str) -> str:
 
 
 def problem_of(error: Exception, where: str) -> Problem:
-    """Return an exception as a problem. `where` is the place if it names none itself."""
+    """Return an exception as a problem. `where` is the place if it names none."""
     if isinstance(error, Fault):
         return Problem("error", str(error))
     if isinstance(error, OSError):
-        # Of a rename, filename2 is the target.
+        # For a rename, filename2 is the target.
         name = error.filename2 or error.filename or where
         return Problem("error", f"{name}: {error.strerror}")
     return Problem("error", f"{where}: {error}")
@@ -2867,7 +2870,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
     """Read the configuration, and settle all of it. Raises Fault, OSError."""
     present = verify_at or datetime.now(timezone.utc)
     present = present.replace(microsecond=0)
-    # The clock of another program may be a tick behind. What begins now has begun for it, too.
+    # Another program's clock may be a tick behind. For it, too, what is made now has begun.
     now = present - timedelta(seconds=1)
     keys = options.keys
     entries = read_configuration(options.config, now)
@@ -2880,7 +2883,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
     )
     check_orders(orders, keys, entries, now, report)
 
-    # For a new folder, ask before anything is written, rather than in the midst of it.
+    # For a new folder, ask for all pass phrases before anything is written.
     if not os.path.lexists(keys):
         for entry in entries:
             if entry.passphrase is not None:
@@ -2954,8 +2957,8 @@ def has_expired(path: str, now: datetime) -> bool:
 def without_library_warnings() -> Iterator[None]:
     """Silence what cryptography says about certificates of other software.
 
-    A commonName may have 64 characters, which can be more octets. And load_certificates
-    refuses serial numbers that are not positive.
+    It warns of a commonName of more than 64 octets, but the limit is 64 characters; and of a
+    serial number that is not positive, which load_certificates refuses.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attribute's length must be")
