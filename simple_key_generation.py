@@ -207,6 +207,7 @@ class Run(NamedTuple):
     orders: Orders
     phrases: Phrases
     new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
+    disk: Disk
     copies: tuple[ListFile, ...]  # every crl.pem there is, to restore a lost one from
 
 
@@ -296,7 +297,7 @@ def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
         return False
     # A newer list that could not be written must not go anywhere else.
     try:
-        is_on_disk = read_file(f"{above.path}/crl.pem") == above.own_list_pem
+        is_on_disk = run.disk.read(f"{above.path}/crl.pem") == above.own_list_pem
     except OSError:
         return False
     return is_on_disk and os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
@@ -316,7 +317,7 @@ def leave_alone(run: Run, entry: Entry, issuer: Outcome) -> Outcome:
             if own_list is not None:
                 lists.append(own_list)
         if not entry.is_ca and "crl.pem" in task.folder.file_names:
-            exchange_lists(task.folder, lists)
+            exchange_lists(run.disk, task.folder, lists)
     except ENTRY_ERRORS as error:
         problems.append(problem_of(error, os.path.join(run.keys, entry.name)))
     return Outcome(
@@ -335,17 +336,17 @@ def settle_list_alone(
     own_list = settle_list(task, ca, problems)
     if own_list is not None:
         files = {"crl.pem": to_pem(own_list)}
-        update_folder(task.folder.path, task.folder.file_names, files)
+        task.run.disk.update(task.folder.path, task.folder.file_names, files)
     return own_list
 
 
-def exchange_lists(folder: Folder, lists: Sequence[RevocationList]) -> None:
+def exchange_lists(disk: Disk, folder: Folder, lists: Sequence[RevocationList]) -> None:
     """Put newer lists into a node's crl.pem, and leave the others alone. Raises OSError."""
     newer = {crl.issuer: crl for crl in lists}
     there = read_lists(f"{folder.path}/crl.pem").lists
     if there is not None:
         exchanged = [newer.get(crl.issuer, crl) for crl in there]
-        update_folder(folder.path, folder.file_names, {"crl.pem": to_pem(*exchanged)})
+        disk.update(folder.path, folder.file_names, {"crl.pem": to_pem(*exchanged)})
 
 
 def look_at_folder(run: Run, entry: Entry) -> Task:
@@ -504,7 +505,7 @@ def verify_and_write(
     # (6) Spread: a newer list replaces an old one even if a later step fails. A folder's first
     # list waits for step (10).
     if crl_pem and "crl.pem" in folder.file_names:
-        update_folder(folder.path, folder.file_names, {"crl.pem": crl_pem})
+        task.run.disk.update(folder.path, folder.file_names, {"crl.pem": crl_pem})
 
     # (7) Refuse a revoked certificate, unless this run was ordered to revoke it.
     if is_revoked(task, draft.certificate):
@@ -522,9 +523,9 @@ def verify_and_write(
 
     # (10) Write. The record comes first, so that whatever is in use can be revoked.
     if task.above is not None:
-        add_to_record(task.above, task.entry.name, draft.certificate)
+        add_to_record(task, task.above, draft.certificate)
     elif draft.state == "renewed" and folder.certificate is not None:
-        add_to_record(issuer, task.entry.name, folder.certificate)
+        add_to_record(task, issuer, folder.certificate)
     write(task, draft, issuer, crl_pem)
     return draft.state
 
@@ -545,11 +546,11 @@ def write(task: Task, draft: Draft, issuer: Authority, crl_pem: bytes) -> None:
     elif not begins_with(task.folder, "fullchain.pem", fullchain):
         files["fullchain.pem"] = fullchain
     files["ca.pem"] = issuer.anchor_pem
-    update_folder(task.folder.path, task.folder.file_names, files)
+    task.run.disk.update(task.folder.path, task.folder.file_names, files)
 
     # A request that an earlier --renew left has served its purpose.
     if draft.state == "renewed" and task.folder.request is not None and task.signer.is_here():
-        os.unlink(f"{task.folder.path}/csr.pem")
+        task.run.disk.remove(f"{task.folder.path}/csr.pem")
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
@@ -559,11 +560,12 @@ def begins_with(folder: Folder, name: str, data: bytes) -> bool:
     return read_file(f"{folder.path}/{name}").startswith(data)
 
 
-def add_to_record(issuer: Authority, name: str, certificate: x509.Certificate) -> None:
+def add_to_record(task: Task, issuer: Authority, certificate: x509.Certificate) -> None:
     """Add a certificate to its issuer's record, unless it is there already. Raises OSError."""
-    file_name = f"{name}-{certificate.serial_number:X}.pem"
+    file_name = f"{task.entry.name}-{certificate.serial_number:X}.pem"
     if file_name not in issuer.record:
-        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: to_pem(certificate)})
+        files = {file_name: to_pem(certificate)}
+        task.run.disk.update(f"{issuer.path}/issued", issuer.record, files)
         issuer.record.add(file_name)
 
 
@@ -766,7 +768,7 @@ def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
         files = {"csr.pem": to_pem(request)}
         if folder.is_new():
             files["key.pem"] = task.signer.pem or b""
-        update_folder(folder.path, folder.file_names, files)
+        task.run.disk.update(folder.path, folder.file_names, files)
     advice = (
         f"have {os.path.dirname(issuer.path)} sign it, put cert.pem beside it, and run again"
     )
@@ -1357,13 +1359,17 @@ class ListFile(NamedTuple):
     lists: tuple[RevocationList, ...] | None  # None: the file is damaged
 
 
+# The name of what is not complete yet, in the folder of what it is to become.
+LEFTOVER = re.compile("[.].*[.]part")
+
+
 def read_folder(path: str) -> Folder:
     """Return what an entry's folder holds. Raises Fault, OSError."""
     # lexists: a link to nowhere is an error below, not a new folder.
     if not os.path.lexists(path):
         return Folder(path, frozenset(), None, None, None, frozenset())
 
-    file_names = frozenset(os.listdir(path))
+    file_names = file_names_in(path)
     key_pem = None
     certificate = None
     request = None
@@ -1376,8 +1382,14 @@ def read_folder(path: str) -> Folder:
     if "csr.pem" in file_names:
         request = load_request(f"{path}/csr.pem")
     if "issued" in file_names:
-        record = frozenset(os.listdir(f"{path}/issued"))
+        record = file_names_in(f"{path}/issued")
     return Folder(path, file_names, key_pem, certificate, request, record)
+
+
+def file_names_in(path: str) -> frozenset[str]:
+    """Return what is in a folder, without what a killed run left. Raises OSError."""
+    # A dry run does not remove such leftovers.
+    return frozenset(name for name in os.listdir(path) if not LEFTOVER.fullmatch(name))
 
 
 def read_file(path: str) -> bytes:
@@ -1540,6 +1552,9 @@ def read_lists(path: str) -> ListFile:
 def read_copies(keys: str) -> tuple[ListFile, ...]:
     """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
     copies: dict[bytes, ListFile] = {}
+    # A dry run does not make the folder.
+    if not os.path.exists(keys):
+        return ()
     for name in os.listdir(keys):
         path = os.path.join(keys, name, "crl.pem")
         # A folder that can't be read is an error when its own turn comes.
@@ -1550,18 +1565,43 @@ def read_copies(keys: str) -> tuple[ListFile, ...]:
     return tuple(copies.values())
 
 
-def update_folder(path: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
-    """Write the files that are new or differ, each one whole. Raises OSError.
+class Disk:
+    """Writes the files of the keys folder; in a dry run, only keeps what they would hold."""
 
-    `there` are the names of the files that the folder holds. If there are none, the folder
-    appears whole, too.
-    """
-    if not there:
-        make_folder(path, files)
-        return
-    for name, data in files.items():
-        if name not in there or read_file(f"{path}/{name}") != data:
-            replace_file(path, name, data)
+    def __init__(self, is_dry: bool) -> None:
+        self.is_dry = is_dry
+        self.unwritten: dict[str, bytes] = {}  # by path, in a dry run
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes, as this run has left it. Raises OSError."""
+        if path in self.unwritten:
+            return self.unwritten[path]
+        return read_file(path)
+
+    def update(self, folder: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
+        """Write the files that are new or differ, each one whole. Raises OSError.
+
+        `there` are the names of the files that the folder holds. If there are none, the folder
+        appears whole, too.
+        """
+        changed: dict[str, bytes] = {}
+        for name, data in files.items():
+            if name not in there or self.read(f"{folder}/{name}") != data:
+                changed[name] = data
+
+        if self.is_dry:
+            for name, data in changed.items():
+                self.unwritten[f"{folder}/{name}"] = data
+        elif not there:
+            make_folder(folder, changed)
+        else:
+            for name, data in changed.items():
+                replace_file(folder, name, data)
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Raises OSError."""
+        if not self.is_dry:
+            os.unlink(path)
 
 
 def make_folder(path: str, files: Mapping[str, bytes]) -> None:
@@ -1616,19 +1656,32 @@ def to_pem(
 
 
 @contextmanager
-def locked(keys: str) -> Iterator[None]:
-    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError."""
+def locked(keys: str, is_dry: bool) -> Iterator[None]:
+    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError.
+
+    A dry run makes no folder, and shares its lock with other dry runs.
+    """
     if os.path.islink(keys) and not os.path.exists(keys):
         raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which is not there")
-    os.makedirs(keys, 0o700, exist_ok=True)
+    if os.path.exists(keys) and not os.path.isdir(keys):
+        raise Fault(f"{keys}: is not a folder")
+    kind = fcntl.LOCK_EX
+    if is_dry:
+        kind = fcntl.LOCK_SH
+    if not is_dry:
+        os.makedirs(keys, 0o700, exist_ok=True)
+    elif not os.path.exists(keys):
+        yield
+        return
+
     # The kernel releases the lock when this process ends, however it ends.
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
         yield
     finally:
         os.close(lock)
@@ -2805,9 +2858,10 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             if entry.passphrase is not None:
                 phrases.get(entry.passphrase, new=True)
 
-    with locked(keys):
-        for problem in clear_leftovers(keys):
-            report.problem(problem)
+    with locked(keys, options.dry_run):
+        if not options.dry_run:
+            for problem in clear_leftovers(keys):
+                report.problem(problem)
         new_keys = make_keys_ahead(keys, entries)
         run = Run(
             keys=keys,
@@ -2818,10 +2872,12 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             orders=orders,
             phrases=phrases,
             new_keys=new_keys,
+            disk=Disk(options.dry_run),
             copies=read_copies(keys),
         )
         walk(run, report)
-        os.sync()
+        if not options.dry_run:
+            os.sync()
 
 
 def check_orders(
@@ -2903,6 +2959,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--reason", choices=REASONS, metavar="WHY", help="keyCompromise, … (RFC 5280, 5.3.1)"
+    )
+    parser.add_argument(
+        "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
     )
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
