@@ -188,6 +188,7 @@ class Outcome(NamedTuple):
     authority: Authority | None = None  # None: a node, or a CA that failed early
     lists: tuple[RevocationList, ...] = ()  # of CAs that were left alone, for those below
     blocked_by: str | None = None  # the entry because of which nothing below can be made
+    written: tuple[str, ...] = ()  # the paths of the files that were written
 
 
 class Problem(NamedTuple):
@@ -209,6 +210,7 @@ class Run(NamedTuple):
     phrases: Phrases
     new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
     disk: Disk
+    as_json: bool
     copies: tuple[ListFile, ...]  # every crl.pem there is, to restore a lost one from
 
 
@@ -253,13 +255,15 @@ def walk(run: Run, report: Report) -> None:
     # First every CA, from the root down.
     for entry in run.entries:
         if entry.is_ca:
-            outcomes[entry.name] = settle_or_leave_alone(run, entry, outcomes)
+            outcomes[entry.name] = take_turn(run, entry, outcomes)
 
     # Then every node. A node's outcome is not kept, as there may be thousands.
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = settle_or_leave_alone(run, entry, outcomes)
+            outcome = take_turn(run, entry, outcomes)
+        if run.as_json:
+            outcome = outcome._replace(line=json_line(run, entry, outcome))
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
@@ -270,6 +274,13 @@ def walk(run: Run, report: Report) -> None:
             report.problem(Problem("warning", text))
         else:
             report.problem(Problem("error", text))
+
+
+def take_turn(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Settle an entry or leave it alone, and note what was written."""
+    run.disk.written.clear()
+    outcome = settle_or_leave_alone(run, entry, outcomes)
+    return outcome._replace(written=tuple(run.disk.written))
 
 
 def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
@@ -1543,18 +1554,22 @@ def der_content(der: bytes, position: int) -> tuple[int, int]:
 
 def read_lists(path: str) -> ListFile:
     """Return the revocation lists in a crl.pem, which may be damaged. Raises OSError."""
-    data = read_file(path)
+    return ListFile(path, lists_in(read_file(path)))
+
+
+def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
+    """Return the revocation lists in a file; None if it is damaged."""
     blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
         for crl in lists:
             _ = crl.extensions
     except INVALID:
-        return ListFile(path, None)
+        return None
     # A file that was cut short has a beginning without an end.
     if data.count(b"-BEGIN ") != len(lists):
-        return ListFile(path, None)
-    return ListFile(path, tuple(lists))
+        return None
+    return tuple(lists)
 
 
 def read_copies(keys: str) -> tuple[ListFile, ...]:
@@ -1578,6 +1593,7 @@ class Disk:
 
     def __init__(self, is_dry: bool) -> None:
         self.is_dry = is_dry
+        self.written: list[str] = []  # the paths of an entry's files, as its turn goes on
         self.unwritten: dict[str, bytes] = {}  # by path, in a dry run
 
     def read(self, path: str) -> bytes:
@@ -1597,14 +1613,15 @@ class Disk:
             if name not in there or self.read(f"{folder}/{name}") != data:
                 changed[name] = data
 
-        if self.is_dry:
-            for name, data in changed.items():
-                self.unwritten[f"{folder}/{name}"] = data
-        elif not there:
+        if not there and not self.is_dry:
             make_folder(folder, changed)
-        else:
-            for name, data in changed.items():
+        for name, data in changed.items():
+            path = f"{folder}/{name}"
+            if self.is_dry:
+                self.unwritten[path] = data
+            elif there:
                 replace_file(folder, name, data)
+            self.written.append(path)
 
     def remove(self, path: str) -> None:
         """Remove a file. Raises OSError."""
@@ -2791,8 +2808,9 @@ class Report:
     than a few seconds, the last line of a terminal says how far it is.
     """
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, as_json: bool) -> None:
         self.quiet = quiet
+        self.as_json = as_json
         self.said: set[str] = set()
         self.exit_status = 0
         self.progress = Progress()
@@ -2806,7 +2824,7 @@ class Report:
         if outcome.line and not self.quiet:
             self.progress.clear()
             count = ""
-            if total > 9:
+            if total > 9 and not self.as_json:
                 count = f"[{number:2}/{total}] "
             try:
                 print(f"{count}{outcome.line}", flush=True)
@@ -2824,6 +2842,83 @@ class Report:
             self.progress.clear()
             # In one piece, or lines of several processes would mix.
             print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
+
+
+def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
+    """Return what --json prints of an entry: an object (RFC 8259), in one line.
+
+    It tells what the folder holds after the entry's turn. What is not known is null.
+    """
+    # Imported only here, as most runs do without it.
+    import json
+
+    folder = os.path.join(run.keys, entry.name)
+    certificate = None
+    # What is wrong with the file is one of the problems.
+    with suppress(OSError, *INVALID):
+        certificate = x509.load_pem_x509_certificate(run.disk.read(f"{folder}/cert.pem"))
+
+    written = list(outcome.written)
+    if run.disk.is_dry:
+        # A record's file name has the serial number, which another run would not choose.
+        written = [
+            path for path in written if os.path.basename(os.path.dirname(path)) != "issued"
+        ]
+    problems = list(outcome.problems)
+    if outcome.error is not None:
+        problems.append(outcome.error)
+    fields = {
+        "name": entry.name,
+        "issuer": entry.issuer,
+        "state": outcome.state,
+        **certificate_fields(run, f"{folder}/cert.pem", certificate),
+        **list_fields(run, f"{folder}/crl.pem", certificate, entry.is_ca),
+        "written": written,
+        "problems": [problem._asdict() for problem in problems],
+    }
+    return json.dumps(fields)
+
+
+def certificate_fields(
+    run: Run, path: str, certificate: x509.Certificate | None
+) -> dict[str, object]:
+    """Return what --json says about a certificate, as openssl-x509(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(
+        ("key", "serial", "notBefore", "notAfter", "due")
+    )
+    if certificate is None:
+        return fields
+    fields["key"] = key_type(certificate.public_key())
+    # Of what a dry run has made, these would be others in the next run.
+    if path not in run.disk.unwritten:
+        octets = (certificate.serial_number.bit_length() + 7) // 8
+        fields["serial"] = certificate.serial_number.to_bytes(octets, "big").hex().upper()
+        fields["notBefore"] = timestamp(certificate.not_valid_before_utc)
+        fields["notAfter"] = timestamp(certificate.not_valid_after_utc)
+    fields["due"] = is_due(run, certificate)
+    return fields
+
+
+def list_fields(
+    run: Run, path: str, ca: x509.Certificate | None, is_ca: bool
+) -> dict[str, object]:
+    """Return what --json says about a CA's own list, as openssl-crl(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(("crlNumber", "nextUpdate"))
+    if ca is None or not is_ca:
+        return fields
+    with suppress(OSError):
+        file = ListFile(path, lists_in(run.disk.read(path)))
+        crl = newest_of((file,), ca)
+        if crl is not None:
+            fields["crlNumber"] = crl_number(crl)
+        if crl is not None and path not in run.disk.unwritten:
+            fields["nextUpdate"] = timestamp(end_of_list(ca, crl))
+    return fields
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a time in UTC as in 2026-11-28T08:00:00Z (RFC 3339)."""
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 class Progress:
@@ -2900,7 +2995,7 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
     written; 130: interrupted.
     """
     options = parse_arguments(arguments)
-    report = Report(options.quiet)
+    report = Report(options.quiet, options.json)
     try:
         with without_library_warnings():
             generate(options, now, report)
@@ -2954,6 +3049,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             phrases=phrases,
             new_keys=new_keys,
             disk=Disk(options.dry_run),
+            as_json=options.json,
             copies=read_copies(keys),
         )
         walk(run, report)
@@ -3033,7 +3129,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
     )
-    parser.add_argument(
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--json", action="store_true", help="print an object per entry, in a line of its own"
+    )
+    output.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)
