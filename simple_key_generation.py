@@ -188,6 +188,7 @@ class Outcome(NamedTuple):
     authority: Authority | None = None  # None: a node, or a CA that failed early
     lists: tuple[RevocationList, ...] = ()  # of CAs that were left alone, for those below
     blocked_by: str | None = None  # the entry because of which nothing below can be made
+    written: tuple[str, ...] = ()  # the paths of the files that were written
 
 
 class Problem(NamedTuple):
@@ -208,6 +209,8 @@ class Run(NamedTuple):
     orders: Orders
     phrases: Phrases
     new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
+    disk: Disk
+    as_json: bool
     copies: tuple[ListFile, ...]  # every crl.pem there is, to restore a lost one from
 
 
@@ -252,13 +255,15 @@ def walk(run: Run, report: Report) -> None:
     # First every CA, from the root down.
     for entry in run.entries:
         if entry.is_ca:
-            outcomes[entry.name] = settle_or_leave_alone(run, entry, outcomes)
+            outcomes[entry.name] = take_turn(run, entry, outcomes)
 
     # Then every node. A node's outcome is not kept, as there may be thousands.
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = settle_or_leave_alone(run, entry, outcomes)
+            outcome = take_turn(run, entry, outcomes)
+        if run.as_json:
+            outcome = outcome._replace(line=json_line(run, entry, outcome))
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
@@ -269,6 +274,13 @@ def walk(run: Run, report: Report) -> None:
             report.problem(Problem("warning", text))
         else:
             report.problem(Problem("error", text))
+
+
+def take_turn(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Settle an entry or leave it alone, and note what was written."""
+    run.disk.written.clear()
+    outcome = settle_or_leave_alone(run, entry, outcomes)
+    return outcome._replace(written=tuple(run.disk.written))
 
 
 def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
@@ -295,9 +307,9 @@ def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
     """Tell whether a CA that failed has its list on disk, and the entry a certificate."""
     if above is None or not above.lists:
         return False
-    # A newer list that could not be written must not go anywhere else.
+    # A newer list that could not be written here must not be written elsewhere.
     try:
-        is_on_disk = read_file(f"{above.path}/crl.pem") == above.own_list_pem
+        is_on_disk = run.disk.read(f"{above.path}/crl.pem") == above.own_list_pem
     except OSError:
         return False
     return is_on_disk and os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
@@ -317,7 +329,7 @@ def leave_alone(run: Run, entry: Entry, issuer: Outcome) -> Outcome:
             if own_list is not None:
                 lists.append(own_list)
         if not entry.is_ca and "crl.pem" in task.folder.file_names:
-            exchange_lists(task.folder, lists)
+            exchange_lists(run.disk, task.folder, lists)
     except ENTRY_ERRORS as error:
         problems.append(problem_of(error, os.path.join(run.keys, entry.name)))
     return Outcome(
@@ -336,17 +348,17 @@ def settle_list_alone(
     own_list = settle_list(task, ca, problems)
     if own_list is not None:
         files = {"crl.pem": to_pem(own_list)}
-        update_folder(task.folder.path, task.folder.file_names, files)
+        task.run.disk.update(task.folder.path, task.folder.file_names, files)
     return own_list
 
 
-def exchange_lists(folder: Folder, lists: Sequence[RevocationList]) -> None:
+def exchange_lists(disk: Disk, folder: Folder, lists: Sequence[RevocationList]) -> None:
     """Put newer lists into a node's crl.pem, and leave the others alone. Raises OSError."""
     newer = {crl.issuer: crl for crl in lists}
     there = read_lists(f"{folder.path}/crl.pem").lists
     if there is not None:
         exchanged = [newer.get(crl.issuer, crl) for crl in there]
-        update_folder(folder.path, folder.file_names, {"crl.pem": to_pem(*exchanged)})
+        disk.update(folder.path, folder.file_names, {"crl.pem": to_pem(*exchanged)})
 
 
 def look_at_folder(run: Run, entry: Entry) -> Task:
@@ -505,7 +517,7 @@ def verify_and_write(
     # (6) Spread: a newer list replaces an old one even if a later step fails. A folder's first
     # list waits for step (10).
     if crl_pem and "crl.pem" in folder.file_names:
-        update_folder(folder.path, folder.file_names, {"crl.pem": crl_pem})
+        task.run.disk.update(folder.path, folder.file_names, {"crl.pem": crl_pem})
 
     # (7) Refuse a revoked certificate, unless this run was ordered to revoke it.
     if is_revoked(task, draft.certificate):
@@ -523,9 +535,9 @@ def verify_and_write(
 
     # (10) Write. The record comes first, so that whatever is in use can be revoked.
     if task.above is not None:
-        add_to_record(task.above, task.entry.name, draft.certificate)
+        add_to_record(task, task.above, draft.certificate)
     elif draft.state == "renewed" and folder.certificate is not None:
-        add_to_record(issuer, task.entry.name, folder.certificate)
+        add_to_record(task, issuer, folder.certificate)
     write(task, draft, issuer, crl_pem)
     return draft.state
 
@@ -546,11 +558,11 @@ def write(task: Task, draft: Draft, issuer: Authority, crl_pem: bytes) -> None:
     elif not begins_with(task.folder, "fullchain.pem", fullchain):
         files["fullchain.pem"] = fullchain
     files["ca.pem"] = issuer.anchor_pem
-    update_folder(task.folder.path, task.folder.file_names, files)
+    task.run.disk.update(task.folder.path, task.folder.file_names, files)
 
     # A request that an earlier --renew left has served its purpose.
     if draft.state == "renewed" and task.folder.request is not None and task.signer.is_here():
-        os.unlink(f"{task.folder.path}/csr.pem")
+        task.run.disk.remove(f"{task.folder.path}/csr.pem")
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
@@ -560,11 +572,12 @@ def begins_with(folder: Folder, name: str, data: bytes) -> bool:
     return read_file(f"{folder.path}/{name}").startswith(data)
 
 
-def add_to_record(issuer: Authority, name: str, certificate: x509.Certificate) -> None:
+def add_to_record(task: Task, issuer: Authority, certificate: x509.Certificate) -> None:
     """Add a certificate to its issuer's record, unless it is there already. Raises OSError."""
-    file_name = f"{name}-{certificate.serial_number:X}.pem"
+    file_name = f"{task.entry.name}-{certificate.serial_number:X}.pem"
     if file_name not in issuer.record:
-        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: to_pem(certificate)})
+        files = {file_name: to_pem(certificate)}
+        task.run.disk.update(f"{issuer.path}/issued", issuer.record, files)
         issuer.record.add(file_name)
 
 
@@ -768,7 +781,7 @@ def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
         files = {"csr.pem": to_pem(request)}
         if folder.is_new():
             files["key.pem"] = task.signer.pem or b""
-        update_folder(folder.path, folder.file_names, files)
+        task.run.disk.update(folder.path, folder.file_names, files)
     advice = (
         f"have {os.path.dirname(issuer.path)} sign it, put cert.pem beside it, and run again"
     )
@@ -1368,13 +1381,17 @@ class ListFile(NamedTuple):
     lists: tuple[RevocationList, ...] | None  # None: the file is damaged
 
 
+# The name of what is not complete yet, in the folder of what it is to become.
+LEFTOVER = re.compile("[.].*[.]part")
+
+
 def read_folder(path: str) -> Folder:
     """Return what an entry's folder holds. Raises Fault, OSError."""
     # lexists: a link to nowhere is an error below, not a new folder.
     if not os.path.lexists(path):
         return Folder(path, frozenset(), None, None, None, frozenset())
 
-    file_names = frozenset(os.listdir(path))
+    file_names = file_names_in(path)
     key_pem = None
     certificate = None
     request = None
@@ -1387,8 +1404,14 @@ def read_folder(path: str) -> Folder:
     if "csr.pem" in file_names:
         request = load_request(f"{path}/csr.pem")
     if "issued" in file_names:
-        record = frozenset(os.listdir(f"{path}/issued"))
+        record = file_names_in(f"{path}/issued")
     return Folder(path, file_names, key_pem, certificate, request, record)
+
+
+def file_names_in(path: str) -> frozenset[str]:
+    """Return what is in a folder, without what a killed run left. Raises OSError."""
+    # A dry run does not remove such leftovers.
+    return frozenset(name for name in os.listdir(path) if not LEFTOVER.fullmatch(name))
 
 
 def read_file(path: str) -> bytes:
@@ -1534,23 +1557,30 @@ def der_content(der: bytes, position: int) -> tuple[int, int]:
 
 def read_lists(path: str) -> ListFile:
     """Return the revocation lists in a crl.pem, which may be damaged. Raises OSError."""
-    data = read_file(path)
+    return ListFile(path, lists_in(read_file(path)))
+
+
+def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
+    """Return the revocation lists in a file; None if it is damaged."""
     blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
         for crl in lists:
             _ = crl.extensions
     except INVALID:
-        return ListFile(path, None)
+        return None
     # A file that was cut short has a beginning without an end.
     if data.count(b"-BEGIN ") != len(lists):
-        return ListFile(path, None)
-    return ListFile(path, tuple(lists))
+        return None
+    return tuple(lists)
 
 
 def read_copies(keys: str) -> tuple[ListFile, ...]:
     """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
     copies: dict[bytes, ListFile] = {}
+    # A dry run does not make the folder.
+    if not os.path.exists(keys):
+        return ()
     for name in os.listdir(keys):
         path = os.path.join(keys, name, "crl.pem")
         # A folder that can't be read is an error when its own turn comes.
@@ -1561,18 +1591,45 @@ def read_copies(keys: str) -> tuple[ListFile, ...]:
     return tuple(copies.values())
 
 
-def update_folder(path: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
-    """Write the files that are new or differ, each one whole. Raises OSError.
+class Disk:
+    """Writes the files of the keys folder; in a dry run, only keeps what they would hold."""
 
-    `there` are the names of the files that the folder holds. If there are none, the folder
-    appears whole, too.
-    """
-    if not there:
-        make_folder(path, files)
-        return
-    for name, data in files.items():
-        if name not in there or read_file(f"{path}/{name}") != data:
-            replace_file(path, name, data)
+    def __init__(self, is_dry: bool) -> None:
+        self.is_dry = is_dry
+        self.written: list[str] = []  # the paths of an entry's files, as its turn goes on
+        self.unwritten: dict[str, bytes] = {}  # by path, in a dry run
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes, as this run has left it. Raises OSError."""
+        if path in self.unwritten:
+            return self.unwritten[path]
+        return read_file(path)
+
+    def update(self, folder: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
+        """Write the files that are new or differ, each one whole. Raises OSError.
+
+        `there` are the names of the files that the folder holds. If there are none, the folder
+        appears whole, too.
+        """
+        changed: dict[str, bytes] = {}
+        for name, data in files.items():
+            if name not in there or self.read(f"{folder}/{name}") != data:
+                changed[name] = data
+
+        if not there and not self.is_dry:
+            make_folder(folder, changed)
+        for name, data in changed.items():
+            path = f"{folder}/{name}"
+            if self.is_dry:
+                self.unwritten[path] = data
+            elif there:
+                replace_file(folder, name, data)
+            self.written.append(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Raises OSError."""
+        if not self.is_dry:
+            os.unlink(path)
 
 
 def make_folder(path: str, files: Mapping[str, bytes]) -> None:
@@ -1627,19 +1684,32 @@ def to_pem(
 
 
 @contextmanager
-def locked(keys: str) -> Iterator[None]:
-    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError."""
+def locked(keys: str, is_dry: bool) -> Iterator[None]:
+    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError.
+
+    A dry run makes no folder, and shares its lock with other dry runs.
+    """
     if os.path.islink(keys) and not os.path.exists(keys):
         raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which does not exist")
-    os.makedirs(keys, 0o700, exist_ok=True)
+    if os.path.exists(keys) and not os.path.isdir(keys):
+        raise Fault(f"{keys}: is not a folder")
+    kind = fcntl.LOCK_EX
+    if is_dry:
+        kind = fcntl.LOCK_SH
+    if not is_dry:
+        os.makedirs(keys, 0o700, exist_ok=True)
+    elif not os.path.exists(keys):
+        yield
+        return
+
     # The kernel releases the lock when this process ends, however it ends.
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
         yield
     finally:
         os.close(lock)
@@ -2741,8 +2811,9 @@ class Report:
     than a few seconds, the last line of a terminal says how far it is.
     """
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, as_json: bool) -> None:
         self.quiet = quiet
+        self.as_json = as_json
         self.said: set[str] = set()
         self.exit_status = 0
         self.progress = Progress()
@@ -2756,7 +2827,7 @@ class Report:
         if outcome.line and not self.quiet:
             self.progress.clear()
             count = ""
-            if total > 9:
+            if total > 9 and not self.as_json:
                 count = f"[{number:2}/{total}] "
             try:
                 print(f"{count}{outcome.line}", flush=True)
@@ -2774,6 +2845,83 @@ class Report:
             self.progress.clear()
             # In one piece, or lines of several processes would mix.
             print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
+
+
+def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
+    """Return what --json prints of an entry: an object (RFC 8259), in one line.
+
+    It tells what the folder holds after the entry's turn. What is not known is null.
+    """
+    # Imported only here, as most runs do without it.
+    import json
+
+    folder = os.path.join(run.keys, entry.name)
+    certificate = None
+    # What is wrong with the file is one of the problems.
+    with suppress(OSError, *INVALID):
+        certificate = x509.load_pem_x509_certificate(run.disk.read(f"{folder}/cert.pem"))
+
+    written = list(outcome.written)
+    if run.disk.is_dry:
+        # A record's file name has the serial number, which another run would not choose.
+        written = [
+            path for path in written if os.path.basename(os.path.dirname(path)) != "issued"
+        ]
+    problems = list(outcome.problems)
+    if outcome.error is not None:
+        problems.append(outcome.error)
+    fields = {
+        "name": entry.name,
+        "issuer": entry.issuer,
+        "state": outcome.state,
+        **certificate_fields(run, f"{folder}/cert.pem", certificate),
+        **list_fields(run, f"{folder}/crl.pem", certificate, entry.is_ca),
+        "written": written,
+        "problems": [problem._asdict() for problem in problems],
+    }
+    return json.dumps(fields)
+
+
+def certificate_fields(
+    run: Run, path: str, certificate: x509.Certificate | None
+) -> dict[str, object]:
+    """Return what --json says about a certificate, as openssl-x509(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(
+        ("key", "serial", "notBefore", "notAfter", "due")
+    )
+    if certificate is None:
+        return fields
+    fields["key"] = key_type(certificate.public_key())
+    # Of what a dry run has made, these would be others in the next run.
+    if path not in run.disk.unwritten:
+        octets = (certificate.serial_number.bit_length() + 7) // 8
+        fields["serial"] = certificate.serial_number.to_bytes(octets, "big").hex().upper()
+        fields["notBefore"] = timestamp(certificate.not_valid_before_utc)
+        fields["notAfter"] = timestamp(certificate.not_valid_after_utc)
+    fields["due"] = is_due(run, certificate)
+    return fields
+
+
+def list_fields(
+    run: Run, path: str, ca: x509.Certificate | None, is_ca: bool
+) -> dict[str, object]:
+    """Return what --json says about a CA's own list, as openssl-crl(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(("crlNumber", "nextUpdate"))
+    if ca is None or not is_ca:
+        return fields
+    with suppress(OSError):
+        file = ListFile(path, lists_in(run.disk.read(path)))
+        crl = newest_of((file,), ca)
+        if crl is not None:
+            fields["crlNumber"] = crl_number(crl)
+        if crl is not None and path not in run.disk.unwritten:
+            fields["nextUpdate"] = timestamp(end_of_list(ca, crl))
+    return fields
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a time in UTC as in 2026-11-28T08:00:00Z (RFC 3339)."""
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 class Progress:
@@ -2850,7 +2998,7 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
     written; 130: interrupted.
     """
     options = parse_arguments(arguments)
-    report = Report(options.quiet)
+    report = Report(options.quiet, options.json)
     try:
         with without_library_warnings():
             generate(options, now, report)
@@ -2889,9 +3037,10 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             if entry.passphrase is not None:
                 phrases.get(entry.passphrase, new=True)
 
-    with locked(keys):
-        for problem in clear_leftovers(keys):
-            report.problem(problem)
+    with locked(keys, options.dry_run):
+        if not options.dry_run:
+            for problem in clear_leftovers(keys):
+                report.problem(problem)
         new_keys = make_keys_ahead(keys, entries)
         run = Run(
             keys=keys,
@@ -2902,10 +3051,13 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             orders=orders,
             phrases=phrases,
             new_keys=new_keys,
+            disk=Disk(options.dry_run),
+            as_json=options.json,
             copies=read_copies(keys),
         )
         walk(run, report)
-        os.sync()
+        if not options.dry_run:
+            os.sync()
 
 
 def check_orders(
@@ -2978,6 +3130,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-k", "--keys", default="keys", help="the keys folder (%(default)s)")
     add_orders(parser)
     parser.add_argument(
+        "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--json", action="store_true", help="print an object per entry, in a line of its own"
+    )
+    output.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)
