@@ -61,6 +61,7 @@ try:
     import re
     import shutil
     import string
+    import time
     import unicodedata
     import warnings
     from collections import Counter
@@ -702,7 +703,8 @@ def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certi
     if task.entry.is_ca:
         if certificate.subject != task.entry.subject:
             where = task.entry.where
-            raise Fault(f"{path}: its children name this subject, not that of {where}")
+            why = f"its children name its subject, which {where} has changed"
+            raise Fault(f"{path}: can't be renewed: {why}")
         refuse_if_serial_is_named(task, certificate)
 
     renewed = certify(task, certificate.public_key())
@@ -776,7 +778,7 @@ def check_dates(entry: Entry, run: Run) -> None:
     if entry.not_before > run.present:
         date = entry.not_before.date()
         raise Fault(
-            f"{entry.where}.validity.notBefore: {date} is still to come: set the clock"
+            f"{entry.where}.validity.notBefore: {date} is in the future: set the clock"
         )
 
 
@@ -842,7 +844,7 @@ def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
     """Leave a request (RFC 2986) for a key that is elsewhere. Raises Fault, OSError."""
     folder = task.folder
     if folder.request is None and not task.signer.is_here():
-        raise Fault(f"{folder.path}/cert.pem: can't be renewed: that takes {issuer.path}")
+        raise Fault(f"{folder.path}/cert.pem: can't be renewed: that needs {issuer.path}")
 
     if folder.request is None:
         builder = x509.CertificateSigningRequestBuilder().subject_name(task.entry.subject)
@@ -889,7 +891,7 @@ def settle_list(
     A list that was there and is lost comes back from a copy, in newest_list, or is an error.
     """
     path = f"{task.folder.path}/crl.pem"
-    needs_key = f"it takes {task.signer.path}"
+    signing_key = task.signer.path
     current = newest_list(task, ca)
     added = newly_revoked(task, current, problems)
     if current is not None and not added:
@@ -901,16 +903,18 @@ def settle_list(
 
     if not task.signer.is_here():
         if added:
-            problems.append(Problem("error", f"{path}: stays as it is: {needs_key}"))
+            text = f"{path}: stays as it is: a new one needs {signing_key}"
+            problems.append(Problem("error", text))
         else:
-            why = "is missing, so no node can check who is revoked"
-            problems.append(Problem("error", f"{path}: {why}: put it there, or {needs_key}"))
+            why = "is missing, so no node can tell who is revoked"
+            text = f"{path}: {why}: put it there, or make it with {signing_key}"
+            problems.append(Problem("error", text))
         return current
 
     crl = next_list(task, ca, current, added, problems)
     # match() can't compare a key that is still encrypted.
     if not is_signed_by(crl, ca):
-        raise Fault(f"{task.folder.path}/cert.pem: is for another key than {task.signer.path}")
+        raise Fault(f"{task.folder.path}/cert.pem: does not match {task.signer.path}")
     return crl
 
 
@@ -919,12 +923,12 @@ def list_stays(task: Task, ca: x509.Certificate, current: RevocationList) -> Pro
     path = f"{task.folder.path}/crl.pem"
     begins = current.last_update_utc
     if begins > task.run.present:
-        when = f"begins on {begins.date()}, as a clock was ahead"
-        raise Fault(f"{path}: {when}: the next one takes {task.signer.path}")
+        when = f"begins in the future, on {begins.date()}, as a clock was ahead"
+        raise Fault(f"{path}: {when}: the next one needs {task.signer.path}")
     ends = end_of_list(ca, current)
     if ends <= task.run.now:
-        raise Fault(f"{path}: has expired: the next one takes {task.signer.path}")
-    text = f"{path}: ends on {ends.date()}: the next one takes {task.signer.path}"
+        raise Fault(f"{path}: has expired: the next one needs {task.signer.path}")
+    text = f"{path}: ends on {ends.date()}: the next one needs {task.signer.path}"
     return Problem("warning", text)
 
 
@@ -965,7 +969,9 @@ def end_of_next_list(task: Task, ca: x509.Certificate, problems: list[Problem]) 
     """Return when a CA's next list ends: with the CA, or at its nextUpdate. Raises Fault."""
     ends = ca.not_valid_after_utc
     if ends <= task.run.now:
-        raise Fault(f"{task.folder.path}/cert.pem: has expired, and signs no list: --renew it")
+        raise Fault(
+            f"{task.folder.path}/cert.pem: has expired, so it can't sign a list: --renew it"
+        )
 
     wanted = task.entry.next_update
     if wanted is None:
@@ -1054,9 +1060,11 @@ def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
     for file in task.run.copies:
         # A damaged file may hold the newest copy. A new CA has no copy yet.
         if file.lists is None and not task.folder.is_new():
-            raise Fault(f"{file.path}: is damaged, or not what its name says")
+            raise Fault(f"{file.path}: is damaged, or is not what its name says")
     if copy is None and task.folder.record and task.signer.is_here():
-        raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
+        raise Fault(
+            f"{path}: is lost, and no node has a copy: put back the newest copy that you have"
+        )
     return copy
 
 
@@ -1144,7 +1152,7 @@ def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
 
 FLAGS = crypto.X509StoreFlags
 MEND = "--renew it, or mend its configuration"
-NEW_CROSS = "have it made anew, or remove it"
+NEW_CROSS = "have a new one made, or remove it"
 
 
 class Verifier:
@@ -1250,18 +1258,18 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
     public_key = certificate.public_key()
     check_key(path, public_key)
     if task.folder.key_pem is not None and os.stat(task.signer.path).st_mode & 0o077:
-        text = f"not for its owner only: chmod 600 {task.signer.path}"
+        text = f"other users can reach it: chmod 600 {task.signer.path}"
         yield Problem("warning", f"{task.signer.path}: {text}")
 
     is_readable = task.signer.is_here() and not task.signer.is_locked()
     if is_readable and task.signer.open().public_key() != public_key:
-        raise Fault(f"{path}: is for another key than {task.signer.path}")
+        raise Fault(f"{path}: does not match {task.signer.path}")
     if task.folder.key_pem is not None:
         yield from encryption_warnings(task, task.folder.key_pem)
 
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
-        raise Fault(f"{path}: is for another key than {task.folder.path}/csr.pem")
+        raise Fault(f"{path}: does not match {task.folder.path}/csr.pem")
 
 
 def requested_key(folder: str, request: Request) -> object:
@@ -1292,8 +1300,8 @@ def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> No
     constraints = extension_of(certificate, x509.BasicConstraints)
     identifier = extension_of(certificate, x509.SubjectKeyIdentifier)
     if constraints is None or not constraints.ca or identifier is None:
-        needs = "it takes CA:TRUE and a subjectKeyIdentifier"
-        raise Fault(f"{path}: is no CA's certificate: {needs}: {advice}")
+        needs = "it needs CA:TRUE and a subjectKeyIdentifier"
+        raise Fault(f"{path}: is not a CA's certificate: {needs}: {advice}")
     usage = extension_of(certificate, x509.KeyUsage)
     if usage is not None and not (usage.key_cert_sign and usage.crl_sign):
         why = "can't sign certificates and lists, as its keyUsage lacks keyCertSign or cRLSign"
@@ -1331,11 +1339,11 @@ def compare(task: Task, draft: Draft) -> Iterator[Problem]:
     path = f"{task.folder.path}/cert.pem"
     different = sorted(differences(task, draft.certificate))
     if different:
-        text = f"{path}: {task.entry.where} has another {', '.join(different)}"
+        text = f"{path}: differs from {task.entry.where}: {', '.join(different)}"
         yield Problem("warning", text)
     if draft.state == "kept" and is_due(task.run, draft.certificate):
         ends = draft.certificate.not_valid_after_utc.date()
-        yield Problem("warning", f"{path}: due for --renew, ends on {ends}")
+        yield Problem("warning", f"{path}: is due for --renew: it ends on {ends}")
 
 
 def differences(task: Task, certificate: x509.Certificate) -> set[str]:
@@ -1383,7 +1391,7 @@ def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) ->
         return b""
     if is_due(task.run, chain[0]):
         ends = chain[0].not_valid_after_utc.date()
-        problems.append(Problem("warning", f"{path}: ends on {ends}: have it made anew"))
+        problems.append(Problem("warning", f"{path}: ends on {ends}: have a new one made"))
     return to_pem(*chain)
 
 
@@ -1391,7 +1399,7 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
     """Raise Fault unless a certificate is a higher CA's, for the anchor's name and key."""
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
-        raise Fault(f"{path}: is no higher CA's certificate for this name and key")
+        raise Fault(f"{path}: is not a higher CA's certificate for this name and key")
 
 
 def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
@@ -1577,13 +1585,13 @@ def fail_ambiguous_lists(run: Run, outcomes: dict[str, Outcome]) -> None:
     only. A list without one gets into no more folders, so the other CA's nodes stay accepted.
     """
     for trust in {entry.trust for entry in run.entries if not entry.is_ca}:
-        namesakes: dict[int, list[Part]] = {}
+        namesakes: dict[str, list[Part]] = {}
         for entry in run.entries:
             part = None
             if entry.is_ca and entry.trust[0] in trust:
                 part = outcomes[entry.name].list_part
             if part is not None:
-                subject = crypto.X509.from_cryptography(part.certificate).subject_name_hash()
+                subject = str(comparable(part.certificate.subject))
                 namesakes.setdefault(subject, []).append(part)
         for parts in namesakes.values():
             for problem, name in ambiguous_lists(run, parts):
@@ -1728,13 +1736,13 @@ def load_certificates(path: str) -> list[x509.Certificate]:
             certificate.public_key()
             _ = certificate.extensions
     except INVALID:
-        raise Fault(f"{path}: is damaged, or not what its name says") from None
+        raise Fault(f"{path}: is damaged, or is not what its name says") from None
     for certificate in certificates:
         if certificate.serial_number <= 0:
             why = (
                 "its serial number is not positive, so it can't be revoked (RFC 5280, 4.1.2.2)"
             )
-            raise Fault(f"{path}: {why}: have it made anew")
+            raise Fault(f"{path}: {why}: have a new one made")
     return certificates
 
 
@@ -1744,7 +1752,7 @@ def load_request(path: str) -> Request:
     try:
         return read_request(pem)
     except INVALID:
-        raise Fault(f"{path}: is damaged, or not what its name says") from None
+        raise Fault(f"{path}: is damaged, or is not what its name says") from None
 
 
 # The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
@@ -1946,7 +1954,7 @@ def to_pem(
 def locked(keys: str) -> Iterator[None]:
     """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError."""
     if os.path.islink(keys) and not os.path.exists(keys):
-        raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which is not there")
+        raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which does not exist")
     os.makedirs(keys, 0o700, exist_ok=True)
     # The kernel releases the lock when this process ends, however it ends.
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
@@ -2070,9 +2078,8 @@ class Signer:
         path = self.path
         if b"OPENSSH" in pem and self.entry.key_type == "ed25519":
             folder = os.path.dirname(path)
-            return (
-                f"is in OpenSSH's form, as ed25519 keys stay: take a new one: rm -r {folder}"
-            )
+            why = "is in OpenSSH's own form, from which ed25519 keys have no way back"
+            return f"{why}: take a new key: rm -r {folder}"
         if b"OPENSSH" in pem:
             return f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {path}"
         if pem and b"-----BEGIN" not in pem:
@@ -2199,7 +2206,7 @@ class Phrases(NamedTuple):
         if not 0 < len(phrase) < 1024:
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
         if new and phrase.endswith((b"\n", b"\r")):
-            why = "ends with a line break, which nobody can type: take it off"
+            why = "ends with a line break, which can't be typed: remove it"
             raise Fault(f"{variable}: the pass phrase {why}")
         return phrase
 
@@ -2217,7 +2224,7 @@ def ask(variable: str, new: bool) -> str:
         # Without the exception, whose text shows what was typed.
         raise Fault(f"{variable}: what was typed is no text in this locale") from None
     except (OSError, EOFError):
-        why = "is no environment variable, and no terminal answers"
+        why = "is not set, and there is no terminal to ask on"
         raise Fault(f"{variable}: {why}") from None
     if phrase != again:
         raise Fault(f"{variable}: the two pass phrases differ: run again")
@@ -2262,7 +2269,7 @@ class Loader(CSafeLoader):
         for name, count in names.items():
             if count > 1:
                 raise yaml.MarkedYAMLError(
-                    None, None, f"{name!r} stands twice", node.start_mark
+                    None, None, f"{name!r} is given twice", node.start_mark
                 )
 
         pairs: list[tuple[Any, Any]] = []
@@ -2295,7 +2302,7 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
         raise ConfigurationError(f"{path}: {text}")
     for field in document:
         if field != "keys" and not str(field).startswith("x-"):
-            text = f"unknown field {field!r}; there is keys, and x-… for anchors"
+            text = f"unknown field {field!r}: only keys, and x-… for anchors, may be here"
             raise ConfigurationError(f"{path}: {text}")
 
     nodes = cas.pop("nodes", None) or {}
@@ -2306,7 +2313,7 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
         entries[name] = read_entry(f"{path}: keys.{name}", name, fields, True, now)
     for name, fields in nodes.items():
         if name in cas:
-            text = f"{name} stands under keys, too, and would be the same folder"
+            text = f"{name} is a name under keys, too, and would have the same folder"
             raise ConfigurationError(f"{path}: keys.nodes: {text}")
         entries[name] = read_entry(f"{path}: keys.nodes.{name}", name, fields, False, now)
 
@@ -2350,7 +2357,7 @@ def in_tree_order(entries: Mapping[str, Entry]) -> list[Entry]:
     reached = {entry.name for entry in ordered}
     for entry in entries.values():
         if entry.name not in reached:
-            text = "leads round in a circle, to no self-signed CA"
+            text = "goes round in a circle, and never reaches a self-signed CA"
             raise ConfigurationError(f"{entry.where}.issuer: {text}")
     return ordered
 
@@ -2367,7 +2374,7 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
             issuer = entries[issuer_name]
             limit = path_length(issuer)
             if limit is not None and cas_below > limit:
-                text = f"more CAs in a row than {issuer.name}'s pathlen:{limit} admits"
+                text = f"more CAs in a row than {issuer.name}'s pathlen:{limit} allows"
                 raise ConfigurationError(f"{entry.where}.issuer: {text}")
             cas_below += 1
             issuer_name = issuer.issuer
@@ -2376,8 +2383,10 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
 def check_subjects(entries: Mapping[str, Entry]) -> None:
     """Check that no entry has its issuer's name. Raises ConfigurationError."""
     for entry in entries.values():
+        if entry.issuer is None:
+            continue
         # Such a certificate would look self-signed (RFC 5280, section 6.1).
-        if entry.issuer is not None and entry.subject == entries[entry.issuer].subject:
+        if comparable(entry.subject) == comparable(entries[entry.issuer].subject):
             text = f"is the same as that of its issuer, {entry.issuer}"
             raise ConfigurationError(f"{entry.where}.subject: {text}")
 
@@ -2414,6 +2423,18 @@ def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
             entry = entry._replace(trust=(anchor,))
         complete.append(entry)
     return complete
+
+
+def comparable(name: x509.Name) -> list[tuple[str, str]]:
+    """Return a name so that equal means the same name (RFC 5280, section 7.1).
+
+    As for OpenSSL, upper and lower case are the same, and spaces count once, and only inside.
+    """
+    attributes = []
+    for attribute in name:
+        text = " ".join(str(attribute.value).split())
+        attributes.append((attribute.oid.dotted_string, text.lower()))
+    return attributes
 
 
 def path_length(ca: Entry) -> int | None:
@@ -2555,7 +2576,7 @@ def refuse_unknown(field: str, item: object) -> None:
             shown, _, _ = each.partition(".")
         if shown not in known:
             known.append(shown)
-    raise ValueError(f"unknown field; there are {', '.join(known)}")
+    raise ValueError(f"unknown field: the known ones are {', '.join(known)}")
 
 
 def is_nameless_extension(name: str) -> bool:
@@ -2597,7 +2618,7 @@ def check_combinations(
         text = f"{values['key']} needs cryptography 47 or newer"
         raise ConfigurationError(f"{where}.key: {text}")
     if "digest" in values and values["key"].startswith(("ed", "ml-dsa")):
-        text = f"{values['key']} signs without: un-set it with ~"
+        text = f"{values['key']} takes no digest: remove it with ~"
         raise ConfigurationError(f"{where}.digest: {text}")
     if "validity.nextUpdate" in values and not is_ca:
         text = "only a CA has a revocation list"
@@ -2623,7 +2644,7 @@ def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
     group, _, _ = field.partition(".")
     if isinstance(item, list):
         if group not in ("subject", "extensions", "trust") or not item:
-            why = "only trust, subject and extensions may have one"
+            why = "only trust, subject and extensions may hold lists"
             raise ValueError(f"is a list, not text: {why}")
         return tuple(with_name(text_of(each), name) for each in item)
     text = with_name(text_of(item), name)
@@ -2640,8 +2661,8 @@ def text_of(item: object) -> str:
     if isinstance(item, list):
         raise ValueError("is a list, not text")
     if not isinstance(item, str):
-        advice = "(NO is false, 0123 is octal): put it in quotes"
-        raise ValueError(f"YAML reads no text here {advice}")
+        traps = "(NO is false, 0123 is octal)"
+        raise ValueError(f"YAML does not read this as text {traps}: put it in quotes")
     return item
 
 
@@ -2652,7 +2673,7 @@ def with_name(text: str, name: str) -> str:
     try:
         return string.Template(text).substitute(name=name)
     except (KeyError, ValueError):
-        raise ValueError("only $name is known; $$ is the sign itself") from None
+        raise ValueError("$name is the only variable; a dollar sign is written $$") from None
 
 
 # Cached, as the entries of a fleet have most of their values in common.
@@ -2681,7 +2702,7 @@ def check_form(text: str, form: str) -> None:
     for character in text:
         # Control characters, separators of lines and paragraphs, halves of surrogate pairs.
         if unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs"):
-            raise ValueError(f"holds {character!a}, which is no text")
+            raise ValueError(f"contains {character!a}, which is not text")
 
 
 def name_attribute(oid: x509.ObjectIdentifier, text: str) -> x509.NameAttribute[str | bytes]:
@@ -2718,7 +2739,9 @@ def read_time(name: str, text: str, now: datetime) -> datetime:
 
     # A timestamp becomes wrong by itself, as time goes by. It is checked when it is used.
     if offset is not None and (moment <= now) != (name == "notBefore"):
-        raise ValueError("is in the wrong part of time: notBefore <= now < all others")
+        if name == "notBefore":
+            raise ValueError("must not be in the future")
+        raise ValueError("must be in the future")
     # RFC 5280, section 4.1.2.5, has no years before 1950.
     if moment.year < 1950:
         raise ValueError("is before 1950")
@@ -2760,9 +2783,9 @@ def read_extension(name: str, parts: Sequence[str], is_ca: bool) -> Extension:
         raise ValueError(f"nothing of the form {row.form} follows critical")
     for item in items:
         if not re.fullmatch(row.form, item) or items.count(item) > 1:
-            text = f"{item!r} stands twice, or is not of the form {row.form}"
+            text = f"{item!r} is given twice, or is not of the form {row.form}"
             if len(items) > 1:
-                text += "; a part with a comma takes a YAML list of parts, or %2C in a URI"
+                text += "; a part with a comma needs a YAML list of parts, or %2C in a URI"
             raise ValueError(text)
 
     value = None
@@ -2781,7 +2804,7 @@ def read_basic_constraints(parts: Parts) -> x509.BasicConstraints:
     limit = re.fullmatch("CA:TRUE,pathlen:([0-9]+)", text)
     if parts.is_ca and parts.critical and limit:
         return x509.BasicConstraints(True, int(limit[1]))
-    raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
+    raise ValueError("must be CA:FALSE, or for a CA: critical, CA:TRUE, pathlen:0")
 
 
 # The names of x509v3_config(5), and those of x509.KeyUsage.
@@ -2802,7 +2825,7 @@ def read_key_usage(parts: Parts) -> x509.KeyUsage:
     """Read `keyCertSign, cRLSign` (RFC 5280, section 4.2.1.3)."""
     usage = x509.KeyUsage(**{bit: name in parts.items for name, bit in KEY_USAGES.items()})
     if usage.key_cert_sign != parts.is_ca or usage.crl_sign != parts.is_ca:
-        raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
+        raise ValueError("every CA needs keyCertSign and cRLSign, and no node may have them")
     return usage
 
 
@@ -2822,7 +2845,7 @@ def read_extended_key_usage(parts: Parts) -> x509.ExtendedKeyUsage:
     for item in parts.items:
         purpose = PURPOSES.get(item) or x509.ObjectIdentifier(item)
         if purpose in purposes:
-            raise ValueError(f"{item!r} stands twice, by name and by number")
+            raise ValueError(f"{item!r} is given twice, by name and by number")
         purposes.append(purpose)
     return x509.ExtendedKeyUsage(purposes)
 
@@ -2841,7 +2864,7 @@ def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
             mailbox, _, host = name.value.partition("@")
             spelling = (mailbox, host.lower())
         if spelling in spellings:
-            raise ValueError(f"{item!r} stands twice, in different spellings")
+            raise ValueError(f"{item!r} is given twice, in different spellings")
         names.append(name)
         spellings.append(spelling)
     return x509.SubjectAlternativeName(names)
@@ -2886,7 +2909,7 @@ def read_information_access(parts: Parts) -> x509.AuthorityInformationAccess:
         oid = ACCESS_METHODS.get(method) or x509.ObjectIdentifier(method)
         description = x509.AccessDescription(oid, read_name(location))
         if description in descriptions:
-            raise ValueError(f"{item!r} stands twice, by name and by number")
+            raise ValueError(f"{item!r} is given twice, by name and by number")
         descriptions.append(description)
     return x509.AuthorityInformationAccess(descriptions)
 
@@ -2924,7 +2947,7 @@ SUBTREE_FORMS = {
     "URI": host_form("[.]?"),
     "email": f"(?:{MAILBOX}@)?{host_form('[.]?')}",
 }
-NO_ZONE = "a certificate has no place for an address's zone: leave out % and what follows"
+NO_ZONE = "a certificate can't hold an address's zone: leave out % and what follows"
 GENERAL_NAMES: dict[str, Callable[[str], x509.GeneralName]] = {
     "DNS": x509.DNSName,
     "URI": x509.UniformResourceIdentifier,
@@ -2950,7 +2973,7 @@ def read_other_name(value: str) -> x509.OtherName:
     """Read `1.3.6.1.4.1.311.20.2.3;UTF8:robot@example`, such as a UPN. Raises ValueError."""
     dotted, _, text = value.partition(";UTF8:")
     if not re.fullmatch(OID, dotted) or not text:
-        raise ValueError("an otherName is of the form OID;UTF8:TEXT")
+        raise ValueError("an otherName has the form OID;UTF8:TEXT")
     content = text.encode()
     length = len(content).to_bytes(2, "big")
     # The tag of a UTF8String in DER, and that its length has two octets (X.690, 8.1.3.5).
@@ -2975,7 +2998,9 @@ def read_subtree(item: str) -> x509.GeneralName:
 def read_text_name(kind: str, value: str, forms: Mapping[str, str]) -> x509.GeneralName:
     """Read a name that is a text. Raises ValueError."""
     if not re.fullmatch(forms[kind], value):
-        raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
+        raise ValueError(
+            f"{value!r} is not a valid {kind} name (a host name is ASCII, or begins with xn--)"
+        )
     return GENERAL_NAMES[kind](value)
 
 
@@ -3074,12 +3099,17 @@ FORMS = {
 
 
 class Report:
-    """The one place that prints: the tree on standard output, problems on standard error."""
+    """The one place that prints.
+
+    The tree goes to standard output, and problems to standard error. When a run takes longer
+    than a few seconds, the last line of a terminal says how far it is.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.said: set[str] = set()
         self.exit_status = 0
+        self.progress = Progress()
 
     def outcome(self, outcome: Outcome, number: int, total: int) -> None:
         """Print an entry's problems, then its line of the tree. Raises OSError."""
@@ -3088,6 +3118,7 @@ class Report:
         if outcome.error is not None:
             self.problem(outcome.error)
         if outcome.line and not self.quiet:
+            self.progress.clear()
             count = ""
             if total > 9:
                 count = f"[{number:2}/{total}] "
@@ -3095,6 +3126,7 @@ class Report:
                 print(f"{count}{outcome.line}", flush=True)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, "standard output") from None
+        self.progress.show(number, total)
 
     def problem(self, problem: Problem) -> None:
         """Print an error or a warning as one line, but never the same one twice."""
@@ -3103,8 +3135,56 @@ class Report:
         line = printable(f"{SCRIPT}: {problem.kind}: {problem.text}")
         if line not in self.said:
             self.said.add(line)
+            self.progress.clear()
             # In one piece, or lines of several processes would mix.
-            print(f"{line}\n", end="", file=sys.stderr, flush=True)
+            print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """The count and the time left, on the last line of a terminal."""
+
+    patience = 3.0  # seconds before the first line
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.next_time = self.began + self.patience
+        self.is_shown = False
+
+    def show(self, number: int, total: int) -> None:
+        """Say that `number` entries of `total` are done, at most once a second."""
+        now = time.monotonic()
+        if number == total:
+            self.clear()
+        elif now > self.next_time and sys.stderr.isatty():
+            seconds_left = (now - self.began) / number * (total - number)
+            self.clear()
+            text = f"{number} of {total}, about {seconds_left:.0f} s left"
+            print(text, end="", file=sys.stderr, flush=True)
+            self.is_shown = True
+            self.next_time = now + 1
+
+    def clear(self) -> None:
+        """Clear the line, before another takes its place."""
+        if self.is_shown:
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            self.is_shown = False
+
+
+# Control sequences of ECMA-48: to the first column, and erase the line; red, yellow, plain.
+CLEAR_LINE = "\r\x1b[K"
+COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
+PLAIN = "\x1b[0m"
+
+
+def in_colour(line: str, kind: str) -> str:
+    """Return the line of an error or a warning, in colour where a terminal shows it.
+
+    NO_COLOR, if it is not empty, turns colour off (https://no-color.org).
+    """
+    is_unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if is_unwanted or not sys.stderr.isatty():
+        return line
+    return f"{COLOURS[kind]}{line}{PLAIN}"
 
 
 def printable(text: str) -> str:
@@ -3139,6 +3219,7 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
         with without_library_warnings():
             generate(options, now, report)
     except KeyboardInterrupt:
+        report.progress.clear()
         return 130
     except ConfigurationError as error:
         report.problem(problem_of(error, options.config))
@@ -3202,11 +3283,11 @@ def check_orders(
         unknown |= orders.revoke - paths.keys()
         for name in sorted(orders.revoke & paths.keys()):
             if all(has_expired(path, now) for path in paths[name]):
-                text = f"{name}: all its certificates have expired: nothing is to be revoked"
+                text = f"{name}: all its certificates have expired: there is nothing to revoke"
                 report.problem(Problem("warning", text))
 
     for name in sorted(unknown):
-        text = "there is no such entry, or no certificate of that name"
+        text = "no entry has this name, or no certificate was made for it"
         raise ConfigurationError(f"{name}: {text}")
 
 
@@ -3256,28 +3337,41 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's options. Raises SystemExit, with status 2, for wrong ones."""
     parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "-c", "--config", default="sros_config.yml", help="the hierarchy (%(default)s)"
+        "-c", "--config", default="sros_config.yml", help="the configuration (%(default)s)"
     )
-    parser.add_argument(
-        "-k", "--keys", default="keys", help="the folder of PEM files (%(default)s)"
-    )
-    change = parser.add_mutually_exclusive_group()
-    change.add_argument(
-        "--renew", metavar="NAME", nargs="*", help="certify anew; no NAME: all that is due"
-    )
-    change.add_argument(
-        "--revoke", metavar="NAME", nargs="+", default=[], help="put on their issuer's list"
-    )
-    parser.add_argument(
-        "--reason", choices=REASONS, metavar="WHY", help="keyCompromise, … (RFC 5280, 5.3.1)"
-    )
+    parser.add_argument("-k", "--keys", default="keys", help="the keys folder (%(default)s)")
+    add_orders(parser)
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)
     if options.reason and not options.revoke:
-        parser.error("argument --reason: goes with --revoke")
+        parser.error("argument --reason: needs --revoke")
     return options
+
+
+def add_orders(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change certificates and lists."""
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument(
+        "--renew",
+        metavar="NAME",
+        nargs="*",
+        help="make new certificates for the NAMEs, or for all that are due",
+    )
+    change.add_argument(
+        "--revoke",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="revoke the certificates of the NAMEs",
+    )
+    parser.add_argument(
+        "--reason",
+        choices=REASONS,
+        metavar="WHY",
+        help="why: keyCompromise, … (RFC 5280, 5.3.1)",
+    )
 
 
 if __name__ == "__main__":

@@ -40,10 +40,10 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # None: where t
 ENVIRONMENT = PHRASES
 PREFIX = f"{GENERATE.name}: "
 NOT_CONFIGURATION = [  # status 1: what the environment lacks, and what only OpenSSL can judge
-    r"\w+: is no environment variable, and no terminal answers",
+    r"\w+: is not set, and there is no terminal to ask on",
     r"\w+: a pass phrase must have 1 to 1023 bytes",
     r"keys/\S+/cert\.pem: .+ \(.*\): --renew it, or (set the clock|mend its configuration)",
-    r"sros_config\.yml: keys\.\S+\.validity\.\w+: \S+ (has passed|is still to come): .+",
+    r"sros_config\.yml: keys\.\S+\.validity\.\w+: \S+ (has passed|is in the future): .+",
     r"keys: left alone: \d+ below \S+, which failed or is revoked",
 ]
 KEYS: dict[str, Callable[[], Any]] = {
@@ -636,7 +636,7 @@ def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(
             before = {path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")}
             again = main(folder)
             assert again.status == 0
-            assert all("due for --renew" in each for each in again.lines)
+            assert all("is due for --renew" in each for each in again.lines)
             assert {
                 path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")
             } == before

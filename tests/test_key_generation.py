@@ -809,7 +809,9 @@ def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
             if what == two:  # are made one
                 flip(path, decoded(path).index(bytes.fromhex("06032a0305")) + 4)
         before = tree(copy)
-        refused(generate(copy), "keys/client/cert.pem: is damaged, or not what its name says")
+        refused(
+            generate(copy), "keys/client/cert.pem: is damaged, or is not what its name says"
+        )
         assert tree(copy) == before, what
 
     x400 = "2.5.29.18 = DER:30:02:a3:00"
