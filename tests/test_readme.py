@@ -35,6 +35,7 @@ STORIES = {
     },
 }
 PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print
+SHA256 = r"\b[0-9a-f]{64}\b"
 MOST_WORDS = 3500  # of the README, as wc counts them
 
 # What each shell block is known by; those of the tests themselves run in .ci/run.
@@ -163,8 +164,8 @@ def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path,
 
 
 def tree(text: str) -> str:
-    """The lines of a run, but for their dates."""
-    return re.sub(r"\d{4}-\d\d-\d\d", "DATE", text)
+    """The lines of a run, but for their dates and the SHA-256 of keys."""
+    return re.sub(SHA256, "SHA-256", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
 
 
 @pytest.mark.slow
@@ -257,6 +258,8 @@ def test_a_service_gets_a_ca_of_its_own_by_request(
     configuration.write_text(text.replace("  nodes:\n", f"{entry}\n  nodes:\n", 1))
     result = shell(folder, command, PHRASES)
     assert tree(result.stdout) == tree(shown), result.stderr
+    of_the_sender, of_the_run = re.findall(SHA256, result.stdout)
+    assert of_the_sender == of_the_run
     verify = "openssl verify -x509_strict -CAfile keys/root/cert.pem keys/service/cert.pem"
     assert shell(folder, verify).stdout == "keys/service/cert.pem: OK\n"
     assert (folder / "service-key.pem").stat().st_mode & 0o077 == 0
