@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import GENERATE, configure, generate, openssl
-from folders import add_client2, changed, complaints, drop, edit, fine, later, tree
+from folders import add_client2, changed, complaints, drop, edit, fine, later, seldom, tree
 
 Object = dict[str, Any]
 
@@ -149,7 +149,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", seldom(CASES, "kept", "renewed", "due", "expired"))
 def test_every_field_is_what_openssl_and_the_files_say(copy: Path, name: str) -> None:
     case = CASES[name]
     case.prepare(copy)
@@ -167,6 +167,7 @@ def test_every_field_is_what_openssl_and_the_files_say(copy: Path, name: str) ->
     ]
 
 
+@pytest.mark.slow
 def test_what_is_due_is_in_the_last_third_of_its_life_or_begins_in_the_future(
     copy: Path,
 ) -> None:
