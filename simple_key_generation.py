@@ -226,8 +226,8 @@ class Update(NamedTuple):
 class Outcome(NamedTuple):
     """What became of an entry."""
 
-    state: str  # made, kept, renewed, revoked, failed, or left alone
-    line: str = ""  # its line of the tree; empty if it failed or was left alone
+    state: str  # made, kept, renewed, revoked, failed, left alone, or forgotten
+    line: str = ""  # its line of the tree, if it has one; with --json, its object
     problems: tuple[Problem, ...] = ()
     error: Problem | None = None  # what ended it
     authority: Authority | None = None  # None: a node, or a CA that failed early
@@ -311,7 +311,8 @@ def walk(run: Run, report: Report) -> None:
         if outcome is None:
             outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
         if run.as_json:
-            outcome = outcome._replace(line=json_line(run, entry, outcome))
+            line = json_line(run, entry.name, entry.issuer, entry.is_ca, outcome)
+            outcome = outcome._replace(line=line)
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
@@ -319,7 +320,8 @@ def walk(run: Run, report: Report) -> None:
     # At last, what concerns more than one entry, or none.
     report.problems(not_called_problems(run))
     report.problems(left_alone_problems(run, left_alone))
-    report.problems(forgotten_folders(run, outcomes))
+    for outcome in forgotten_folders(run, outcomes):
+        report.outcome(outcome, len(run.entries), len(run.entries))
     report.problems(new_cas(run, trusted.values()))
 
 
@@ -945,13 +947,26 @@ def settle_list(
             problems.append(Problem("error", text))
         return current
 
+    return signed_list(task, ca, current, added, problems)
+
+
+def signed_list(
+    task: Task,
+    ca: x509.Certificate,
+    current: RevocationList | None,
+    added: Sequence[x509.RevokedCertificate],
+    problems: list[Problem],
+) -> RevocationList:
+    """Return a CA's next list or, if it can't be signed but can wait, the current one.
+
+    Raises Fault, OSError.
+    """
     try:
         crl = next_list(task, ca, current, added, problems)
     except Fault as error:
-        # Where a program does not sign, a list that is not needed yet can wait.
         if current is None or added or not is_in_force(task.run, ca, current):
             raise
-        problems.append(problem_of(error, path))
+        problems.append(problem_of(error, task.folder.path))
         return current
     # match() can't compare a key that is still encrypted.
     if crl.signature != NOT_SIGNED and not is_signed_by(crl, ca):
@@ -1700,7 +1715,7 @@ def new_cas(run: Run, trusted: Collection[Trusted]) -> Iterator[Problem]:
         yield Problem("warning", text)
 
 
-def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Problem]:
+def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Outcome]:
     """Yield a warning for each folder with a valid certificate that no entry names.
 
     Raises OSError.
@@ -1723,7 +1738,12 @@ def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Pro
             certificate = load_certificate(f"{path}/cert.pem")
             is_revoked = certificate.serial_number in revoked.get(certificate.issuer, ())
             if certificate.not_valid_after_utc > run.now and not is_revoked:
-                yield Problem("warning", forgotten_text(run, path, certificate))
+                problem = Problem("warning", forgotten_text(run, path, certificate))
+                outcome = Outcome("forgotten", problems=(problem,))
+                if run.as_json:
+                    line = json_line(run, name, None, True, outcome)
+                    outcome = outcome._replace(line=line)
+                yield outcome
 
 
 def all_revoked(run: Run, outcomes: Mapping[str, Outcome]) -> dict[x509.Name, set[int]]:
@@ -3512,15 +3532,15 @@ class Report:
             print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
 
 
-def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
-    """Return what --json prints of an entry: an object (RFC 8259), in one line.
+def json_line(run: Run, name: str, issuer: str | None, is_ca: bool, outcome: Outcome) -> str:
+    """Return what --json prints of a folder: an object (RFC 8259), in one line.
 
-    It tells what the folder holds after the entry's turn. What is not known is null.
+    It tells what the folder holds after its turn. What is not known is null.
     """
     # Imported only here, as most runs do without it.
     import json
 
-    folder = os.path.join(run.keys, entry.name)
+    folder = os.path.join(run.keys, name)
     certificate = None
     # What is wrong with the file is one of the problems.
     with suppress(OSError, *INVALID):
@@ -3536,11 +3556,11 @@ def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
     if outcome.error is not None:
         problems.append(outcome.error)
     fields = {
-        "name": entry.name,
-        "issuer": entry.issuer,
+        "name": name,
+        "issuer": issuer,
         "state": outcome.state,
         **certificate_fields(run, f"{folder}/cert.pem", certificate),
-        **list_fields(run, f"{folder}/crl.pem", certificate, entry.is_ca),
+        **list_fields(run, f"{folder}/crl.pem", certificate, is_ca),
         "written": written,
         "problems": [problem._asdict() for problem in problems],
     }

@@ -210,6 +210,22 @@ def test_what_cannot_be_read_is_null_and_its_problem_is_told(copy: Path) -> None
     assert found["client"]["written"] == ["keys/client/csr.pem", "keys/client/key.pem"]
 
 
+def test_a_folder_that_no_entry_names_has_an_object_of_its_own(copy: Path) -> None:
+    edit(copy, lambda keys: keys["nodes"].pop("client"))
+    result = generate(copy, "--json")
+    found = objects(result)
+    (warning,) = complaints(result, "warning", 0)
+    assert [*found] == ["root", "master", "server", "client"]
+    client = found["client"]
+    assert (client["state"], client["issuer"], client["written"]) == ("forgotten", None, [])
+    assert client["problems"] == [{"kind": "warning", "text": warning}]
+    values = printed("x509", copy / "keys/client/cert.pem", "-serial", "-enddate")
+    assert client["serial"] == values["serial"]
+    assert client["notAfter"] == moment(values["notAfter"])
+    fine(generate(copy, "--revoke", "client"))
+    assert [*objects(fine(generate(copy, "--json")))] == ["root", "master", "server"]
+
+
 def test_a_name_that_steers_a_terminal_is_escaped(copy: Path) -> None:
     path = copy / "a\x1b[31m"
     (copy / "keys").rename(path)
