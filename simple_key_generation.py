@@ -46,8 +46,8 @@ import sys
 
 SCRIPT = "simple_key_generation.py"
 
-# Until main() is there to do so, this ends the script quietly on Ctrl-C. A shell's background
-# ignores the signal, and that stays so.
+# Until main() takes over, this ends the script quietly on Ctrl-C. A shell's background job
+# ignores the signal, and still does.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(130))
 
@@ -65,7 +65,14 @@ try:
     import unicodedata
     import warnings
     from collections import Counter
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from contextlib import contextmanager, suppress
     from datetime import datetime, timedelta, timezone
     from functools import cache, partial
@@ -81,7 +88,7 @@ try:
     from OpenSSL import crypto
     from yaml import CSafeLoader
 except Exception as error:
-    # Not only ImportError: releases that don't fit together raise whatever they run into.
+    # Not only ImportError: releases that don't fit together raise all kinds of errors.
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
     if "CSafeLoader" in str(error):
         advice = "this PyYAML lacks libyaml: apt-get install libyaml-dev, then "
@@ -144,7 +151,7 @@ class Folder(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What counts of a signing request. What else it asks for does not."""
+    """The parts of a signing request that count. The script ignores the rest."""
 
     public_key: object
     fingerprint: str  # the SHA-256 of that key, as it is written in the request
@@ -178,7 +185,7 @@ class Authority(NamedTuple):
     # What the folders hold, as PEM; empty if there is no such thing.
     intermediates_pem: bytes  # the chain without the anchor
     anchor_pem: bytes
-    cross_pem: bytes | None  # None: it can't be read, so what the folders have stays
+    cross_pem: bytes | None  # None: it can't be read; the folders keep what they have
     own_list_pem: bytes
 
 
@@ -224,6 +231,7 @@ class Outcome(NamedTuple):
     authority: Authority | None = None  # None: a node, or a CA that failed early
     list_part: Part | None = None  # a CA's list for the nodes, once it is on disk
     blocked_by: str | None = None  # the entry because of which nothing below can be made
+    written: tuple[str, ...] = ()  # the paths of the files that were written
 
 
 class Problem(NamedTuple):
@@ -244,6 +252,8 @@ class Run(NamedTuple):
     orders: Orders
     phrases: Phrases
     new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
+    disk: Disk
+    as_json: bool
     copies: tuple[ListFile, ...]  # every crl.pem there is, to restore a lost one from
 
 
@@ -288,7 +298,7 @@ def walk(run: Run, report: Report) -> None:
     # First every CA, from the root down.
     for entry in run.entries:
         if entry.is_ca:
-            outcomes[entry.name] = settle_or_leave_alone(run, entry, outcomes, None)
+            outcomes[entry.name] = take_turn(run, entry, outcomes, None)
     fail_ambiguous_lists(run, outcomes)
     trusted = trusted_by_nodes(run, outcomes)
 
@@ -296,21 +306,36 @@ def walk(run: Run, report: Report) -> None:
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = settle_or_leave_alone(run, entry, outcomes, trusted[entry.trust])
+            outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
+        if run.as_json:
+            outcome = outcome._replace(line=json_line(run, entry, outcome))
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
 
+    # At last, what concerns more than one entry, or none.
+    report.problems(left_alone_problems(run, left_alone))
+    report.problems(forgotten_folders(run, outcomes))
+    report.problems(new_cas(run, trusted.values()))
+
+
+def left_alone_problems(run: Run, left_alone: Mapping[str, int]) -> Iterator[Problem]:
+    """Yield a line for each CA below which entries were left alone."""
     for name, count in left_alone.items():
         text = f"{run.keys}: left alone: {count} below {name}, which failed or is revoked"
         if name in run.orders.revoke:
-            report.problem(Problem("warning", text))
+            yield Problem("warning", text)
         else:
-            report.problem(Problem("error", text))
-    for problem in forgotten_folders(run, outcomes):
-        report.problem(problem)
-    for problem in new_cas(run, trusted.values()):
-        report.problem(problem)
+            yield Problem("error", text)
+
+
+def take_turn(
+    run: Run, entry: Entry, outcomes: Mapping[str, Outcome], trusted: Trusted | None
+) -> Outcome:
+    """Settle an entry or leave it alone, and note what was written."""
+    run.disk.written.clear()
+    outcome = settle_or_leave_alone(run, entry, outcomes, trusted)
+    return outcome._replace(written=tuple(run.disk.written))
 
 
 def settle_or_leave_alone(
@@ -336,7 +361,7 @@ def settle_or_leave_alone(
 
 def can_go_on(run: Run, entry: Entry, issuer: Outcome) -> bool:
     """Tell whether a CA that failed has its list on disk, and the entry a certificate."""
-    # A newer list that could not be written must not go anywhere else.
+    # A newer list that could not be written here must not be written elsewhere.
     if issuer.authority is None or not issuer.authority.lists or issuer.list_part is None:
         return False
     return os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
@@ -352,7 +377,7 @@ def leave_alone(run: Run, entry: Entry, issuer: Outcome, trusted: Trusted | None
     try:
         task = look_at_folder(run, entry)
         if trusted is not None:
-            spread(task.folder, trusted)
+            spread(run.disk, task.folder, trusted)
         elif task.folder.certificate is not None:
             list_part = settle_list_alone(task, task.folder.certificate, problems)
     except ENTRY_ERRORS as error:
@@ -374,7 +399,7 @@ def settle_list_alone(
     if own_list is None:
         return None
     pem = to_pem(own_list)
-    update_folder(task.folder.path, task.folder.file_names, {"crl.pem": pem})
+    task.run.disk.update(task.folder.path, task.folder.file_names, {"crl.pem": pem})
     return Part(task.entry.name, ca, pem)
 
 
@@ -418,37 +443,28 @@ def settle(
         if entry.is_ca:
             own = hand_down(task, draft.certificate, problems)
         state = verify_and_write(task, draft, own, problems)
+        outcome = Outcome(state, tree_line(task, draft, state, own))
     except ENTRY_ERRORS as error:
         problem = problem_of(error, os.path.join(run.keys, entry.name))
-        return Outcome(
-            "failed",
-            problems=tuple(problems),
-            error=problem,
-            authority=own,
-            list_part=list_on_disk(entry, own),
-            blocked_by=entry.name,
-        )
+        outcome = Outcome("failed", error=problem)
 
     blocked_by = None
-    if state == "revoked":
+    if outcome.state in ("failed", "revoked"):
         blocked_by = entry.name
-    line = tree_line(task, draft, state, own)
-    return Outcome(
-        state,
-        line,
-        tuple(problems),
+    return outcome._replace(
+        problems=tuple(problems),
         authority=own,
-        list_part=list_on_disk(entry, own),
+        list_part=list_on_disk(run, entry, own),
         blocked_by=blocked_by,
     )
 
 
-def list_on_disk(entry: Entry, own: Authority | None) -> Part | None:
+def list_on_disk(run: Run, entry: Entry, own: Authority | None) -> Part | None:
     """Return a CA's list for the nodes; None if it is not on disk, as it should be."""
     if own is None or not own.own_list_pem:
         return None
     with suppress(OSError):
-        if read_file(f"{own.path}/crl.pem") == own.own_list_pem:
+        if run.disk.read(f"{own.path}/crl.pem") == own.own_list_pem:
             return Part(entry.name, own.chain[0], own.own_list_pem)
     return None
 
@@ -553,9 +569,10 @@ def verify_and_write(
     # (6) Spread: what is newer replaces what is there, even if a later step fails. A folder's
     # first list waits for step (10).
     if task.trusted is not None:
-        spread(folder, task.trusted)
+        spread(task.run.disk, folder, task.trusted)
     elif own is not None and own.own_list_pem and "crl.pem" in folder.file_names:
-        update_folder(folder.path, folder.file_names, {"crl.pem": own.own_list_pem})
+        files = {"crl.pem": own.own_list_pem}
+        task.run.disk.update(folder.path, folder.file_names, files)
 
     # (7) Refuse a revoked certificate, unless this run was ordered to revoke it.
     if is_revoked(task, draft.certificate):
@@ -574,9 +591,9 @@ def verify_and_write(
     # (10) Write. The record comes first, so that whatever is in use can be revoked.
     files = files_for_peers(task, own)
     if task.above is not None:
-        add_to_record(task.above, task.entry.name, draft.certificate)
+        add_to_record(task, task.above, draft.certificate)
     elif draft.state == "renewed" and folder.certificate is not None:
-        add_to_record(issuer, task.entry.name, folder.certificate)
+        add_to_record(task, issuer, folder.certificate)
     write(task, draft, issuer, files)
     return draft.state
 
@@ -621,11 +638,11 @@ def write(
     elif not begins_with(task.folder, "fullchain.pem", fullchain):
         files["fullchain.pem"] = fullchain
     files.update(files_for_peers)
-    update_folder(task.folder.path, task.folder.file_names, files)
+    task.run.disk.update(task.folder.path, task.folder.file_names, files)
 
     # A request that an earlier --renew left has served its purpose.
     if draft.state == "renewed" and task.folder.request is not None and task.signer.is_here():
-        os.unlink(f"{task.folder.path}/csr.pem")
+        task.run.disk.remove(f"{task.folder.path}/csr.pem")
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
@@ -635,11 +652,12 @@ def begins_with(folder: Folder, name: str, data: bytes) -> bool:
     return read_file(f"{folder.path}/{name}").startswith(data)
 
 
-def add_to_record(issuer: Authority, name: str, certificate: x509.Certificate) -> None:
+def add_to_record(task: Task, issuer: Authority, certificate: x509.Certificate) -> None:
     """Add a certificate to its issuer's record, unless it is there already. Raises OSError."""
-    file_name = f"{name}-{certificate.serial_number:X}.pem"
+    file_name = f"{task.entry.name}-{certificate.serial_number:X}.pem"
     if file_name not in issuer.record:
-        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: to_pem(certificate)})
+        files = {file_name: to_pem(certificate)}
+        task.run.disk.update(f"{issuer.path}/issued", issuer.record, files)
         issuer.record.add(file_name)
 
 
@@ -762,7 +780,7 @@ def certify(task: Task, key: object) -> x509.Certificate:
 
 
 def check_dates(entry: Entry, run: Run) -> None:
-    """Raise Fault for a date in the configuration that has become wrong as time went by."""
+    """Raise Fault for a date in the configuration that has become wrong with time."""
     if entry.not_after <= run.now:
         date = entry.not_after.date()
         raise Fault(
@@ -779,7 +797,7 @@ def sign_certificate(task: Task, public_key: PublicKey, signer: Signer) -> x509.
     """Return a new certificate, signed with the issuer's key (RFC 5280, section 4.1)."""
     entry = task.entry
     subject = entry.subject
-    # What others name a CA by stays as it is: the subject as it is encoded, here, and the
+    # A renewed CA keeps what others name it by: its subject as it is encoded, here, and its
     # subjectKeyIdentifier, in value_for.
     if entry.is_ca and task.folder.certificate is not None:
         subject = task.folder.certificate.subject
@@ -834,7 +852,7 @@ def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 
 
 def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
-    """Leave a request (RFC 2986) for a key that is elsewhere. Raises Fault, OSError."""
+    """Leave a request (RFC 2986), as the issuer's key is elsewhere. Raises Fault, OSError."""
     folder = task.folder
     if folder.request is None and not task.signer.is_here():
         raise Fault(f"{folder.path}/cert.pem: can't be renewed: that needs {issuer.path}")
@@ -845,7 +863,7 @@ def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
         files = {"csr.pem": to_pem(request)}
         if folder.is_new():
             files["key.pem"] = task.signer.pem or b""
-        update_folder(folder.path, folder.file_names, files)
+        task.run.disk.update(folder.path, folder.file_names, files)
     advice = (
         f"have {os.path.dirname(issuer.path)} sign it, put cert.pem beside it, and run again"
     )
@@ -859,9 +877,9 @@ def is_due(run: Run, certificate: x509.Certificate) -> bool:
 
 
 def needs_successor(run: Run, begins: datetime, ends: datetime) -> bool:
-    """Tell whether two thirds of a lifetime have passed, or none of it has begun.
+    """Tell whether two thirds of a lifetime have passed, or it has not begun yet.
 
-    The latter is what a clock leaves behind that was ahead for a while.
+    The latter happens when a clock was ahead for a while.
     """
     return begins > run.present or run.now > ends - (ends - begins) / 3
 
@@ -1024,7 +1042,10 @@ COMPROMISES = ("keyCompromise", "cACompromise", "aACompromise")
 
 
 def is_graver(reason: str, before: str) -> bool:
-    """Tell whether a reason replaces an earlier one: any one a hold, a compromise the rest."""
+    """Tell whether a reason replaces an earlier one.
+
+    Any other reason replaces a hold. A compromise replaces all but another compromise.
+    """
     if before == "certificateHold":
         return reason != "certificateHold"
     return reason in COMPROMISES and before not in COMPROMISES
@@ -1215,7 +1236,7 @@ class Verifier:
     def store(
         self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
     ) -> crypto.X509Store:
-        """Return what OpenSSL verifies by (X509_VERIFY_PARAM_set_flags(3))."""
+        """Return the store that OpenSSL verifies with (X509_VERIFY_PARAM_set_flags(3))."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(trusted))
         for crl in lists:
@@ -1274,7 +1295,7 @@ def requested_key(folder: str, request: Request) -> object:
 
 
 def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
-    """Yield a warning if a key is encrypted and should not be, or the reverse."""
+    """Yield a warning if a key is encrypted and should not be, or the other way round."""
     path = task.signer.path
     where = task.entry.where
     is_encrypted = b"ENCRYPTED" in pem
@@ -1328,7 +1349,7 @@ def extension_of(
 
 
 def compare(task: Task, draft: Draft) -> Iterator[Problem]:
-    """Yield warnings: what differs from the configuration, and a life that is nearly over."""
+    """Yield warnings if a certificate differs from the configuration, or ends soon."""
     path = f"{task.folder.path}/cert.pem"
     different = sorted(differences(task, draft.certificate))
     if different:
@@ -1364,7 +1385,7 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
 
 
 def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) -> bytes | None:
-    """Return an anchor's cross.pem; empty if it is of no use; None if it can't be read."""
+    """Return an anchor's cross.pem; empty if it is no good; None if it can't be read."""
     path = f"{task.folder.path}/cross.pem"
     if "cross.pem" not in task.folder.file_names:
         return b""
@@ -1396,7 +1417,7 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
 
 
 def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
-    """Check that the anchor's certificate from a higher CA is of use. Raises Fault."""
+    """Check that the anchor's certificate from a higher CA is good. Raises Fault."""
     path = f"{task.folder.path}/cross.pem"
     check_ca(path, cross, NEW_CROSS)
     if subject_key_identifier(cross) != subject_key_identifier(anchor):
@@ -1506,7 +1527,7 @@ def trusts(anchors: Bundle, anchor: x509.Certificate) -> bool:
     return any(part.certificate == anchor and part.pem for part in anchors.parts)
 
 
-def spread(folder: Folder, trusted: Trusted) -> None:
+def spread(disk: Disk, folder: Folder, trusted: Trusted) -> None:
     """Bring a node's crl.pem and ca.pem up to date, if it has them. Raises Fault, OSError."""
     # Lists come first: without one, a CA's nodes would be refused even where it is trusted.
     for bundle in (trusted.lists, trusted.anchors):
@@ -1520,7 +1541,7 @@ def spread(folder: Folder, trusted: Trusted) -> None:
         if data not in bundle.updates:
             bundle.updates[data] = update_of(bundle, path)
         files = {bundle.file_name: bundle.updates[data].pem}
-        update_folder(folder.path, folder.file_names, files)
+        disk.update(folder.path, folder.file_names, files)
 
 
 def update_of(bundle: Bundle, path: str) -> Update:
@@ -1632,6 +1653,9 @@ def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Pro
 
     Raises OSError.
     """
+    # A dry run does not make the folder.
+    if not os.path.exists(run.keys):
+        return
     named = {entry.name for entry in run.entries}
     forgotten = []
     for name in sorted(os.listdir(run.keys)):
@@ -1685,13 +1709,17 @@ class ListFile(NamedTuple):
     lists: tuple[RevocationList, ...] | None  # None: the file is damaged
 
 
+# The name of what is not complete yet, in the folder of what it is to become.
+LEFTOVER = re.compile("[.].*[.]part")
+
+
 def read_folder(path: str) -> Folder:
     """Return what an entry's folder holds. Raises Fault, OSError."""
     # lexists: a link to nowhere is an error below, not a new folder.
     if not os.path.lexists(path):
         return Folder(path, frozenset(), None, None, None, frozenset())
 
-    file_names = frozenset(os.listdir(path))
+    file_names = file_names_in(path)
     key_pem = None
     certificate = None
     request = None
@@ -1704,8 +1732,14 @@ def read_folder(path: str) -> Folder:
     if "csr.pem" in file_names:
         request = load_request(f"{path}/csr.pem")
     if "issued" in file_names:
-        record = frozenset(os.listdir(f"{path}/issued"))
+        record = file_names_in(f"{path}/issued")
     return Folder(path, file_names, key_pem, certificate, request, record)
+
+
+def file_names_in(path: str) -> frozenset[str]:
+    """Return what is in a folder, without what a killed run left. Raises OSError."""
+    # A dry run does not remove such leftovers.
+    return frozenset(name for name in os.listdir(path) if not LEFTOVER.fullmatch(name))
 
 
 def read_file(path: str) -> bytes:
@@ -1725,7 +1759,7 @@ def load_certificates(path: str) -> list[x509.Certificate]:
     try:
         certificates = x509.load_pem_x509_certificates(data)
         for certificate in certificates:
-            # cryptography parses these at their first use. Use them, to find damage here.
+            # cryptography parses these when they are first used. Using them here finds damage.
             certificate.public_key()
             _ = certificate.extensions
     except INVALID:
@@ -1753,7 +1787,7 @@ RSA_PSS = bytes.fromhex("06092a864886f70d01010a")
 
 
 def read_request(pem: bytes) -> Request:
-    """Return what counts of a signing request (RFC 2986). Raises one of INVALID."""
+    """Return the parts of a signing request that count (RFC 2986). Raises one of INVALID."""
     try:
         request = x509.load_pem_x509_csr(pem)
         public_key = request.public_key()
@@ -1784,9 +1818,9 @@ SIGNATURES: dict[bytes, Digest | None] = {
 
 
 def read_odd_request(pem: bytes) -> Request:
-    """Return the same of a request that cryptography can't parse. Raises ValueError.
+    """Return the same for a request that cryptography can't parse. Raises ValueError.
 
-    OpenSSL accepts it: what is odd, such as the subject or an attribute, does not count.
+    OpenSSL accepts it: the odd part, such as the subject or an attribute, does not count.
     """
     info, algorithm, signature = der_elements(der_of(pem))
     # CertificationRequestInfo: version, subject, key, attributes.
@@ -1822,7 +1856,7 @@ def is_signed_with(
 
 
 def der_of(pem: bytes) -> bytes:
-    """Return what a PEM file holds (RFC 7468); nothing if it is encrypted, or no PEM."""
+    """Return the DER in a PEM file (RFC 7468); empty if it is encrypted, or not PEM."""
     block = re.search(b"-----BEGIN [A-Z ]+-----([A-Za-z0-9+/=\\s]+)-----END", pem)
     if block is None:
         return b""
@@ -1858,23 +1892,30 @@ def der_content(der: bytes, position: int) -> tuple[int, int]:
 
 def read_lists(path: str) -> ListFile:
     """Return the revocation lists in a crl.pem, which may be damaged. Raises OSError."""
-    data = read_file(path)
+    return ListFile(path, lists_in(read_file(path)))
+
+
+def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
+    """Return the revocation lists in a file; None if it is damaged."""
     blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
         for crl in lists:
             _ = crl.extensions
     except INVALID:
-        return ListFile(path, None)
+        return None
     # A file that was cut short has a beginning without an end.
     if data.count(b"-BEGIN ") != len(lists):
-        return ListFile(path, None)
-    return ListFile(path, tuple(lists))
+        return None
+    return tuple(lists)
 
 
 def read_copies(keys: str) -> tuple[ListFile, ...]:
     """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
     copies: dict[bytes, ListFile] = {}
+    # A dry run does not make the folder.
+    if not os.path.exists(keys):
+        return ()
     for name in os.listdir(keys):
         path = os.path.join(keys, name, "crl.pem")
         # A folder that can't be read is an error when its own turn comes.
@@ -1885,18 +1926,45 @@ def read_copies(keys: str) -> tuple[ListFile, ...]:
     return tuple(copies.values())
 
 
-def update_folder(path: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
-    """Write the files that are new or differ, each one whole. Raises OSError.
+class Disk:
+    """Writes the files of the keys folder; in a dry run, only keeps what they would hold."""
 
-    `there` are the names of the files that the folder holds. If there are none, the folder
-    appears whole, too.
-    """
-    if not there:
-        make_folder(path, files)
-        return
-    for name, data in files.items():
-        if name not in there or read_file(f"{path}/{name}") != data:
-            replace_file(path, name, data)
+    def __init__(self, is_dry: bool) -> None:
+        self.is_dry = is_dry
+        self.written: list[str] = []  # the paths of an entry's files, as its turn goes on
+        self.unwritten: dict[str, bytes] = {}  # by path, in a dry run
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes, as this run has left it. Raises OSError."""
+        if path in self.unwritten:
+            return self.unwritten[path]
+        return read_file(path)
+
+    def update(self, folder: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
+        """Write the files that are new or differ, each one whole. Raises OSError.
+
+        `there` are the names of the files that the folder holds. If there are none, the folder
+        appears whole, too.
+        """
+        changed: dict[str, bytes] = {}
+        for name, data in files.items():
+            if name not in there or self.read(f"{folder}/{name}") != data:
+                changed[name] = data
+
+        if not there and not self.is_dry:
+            make_folder(folder, changed)
+        for name, data in changed.items():
+            path = f"{folder}/{name}"
+            if self.is_dry:
+                self.unwritten[path] = data
+            elif there:
+                replace_file(folder, name, data)
+            self.written.append(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Raises OSError."""
+        if not self.is_dry:
+            os.unlink(path)
 
 
 def make_folder(path: str, files: Mapping[str, bytes]) -> None:
@@ -1928,21 +1996,21 @@ def create_file(part: str, data: bytes, path: str) -> None:
     if path.endswith("/key.pem"):
         mode = 0o600
     try:
-        # The mode holds from the first moment on. O_EXCL follows no link that was put there.
+        # The file has its mode from the start. O_EXCL does not follow a link that is there.
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(descriptor, "wb") as file:
             file.write(data)
     except OSError as error:
         if os.path.lexists(part):
             os.unlink(part)
-        # When the disk is full, the system names no file.
+        # When the disk is full, the system's error names no file.
         raise OSError(error.errno, error.strerror, path) from None
 
 
 def to_pem(
     *objects: x509.Certificate | x509.CertificateSigningRequest | RevocationList | None,
 ) -> bytes:
-    """Return certificates, requests or lists as PEM (RFC 7468), without what is None."""
+    """Return certificates, requests or lists as PEM (RFC 7468), skipping None."""
     pem = b""
     for each in objects:
         if each is not None:
@@ -1951,32 +2019,45 @@ def to_pem(
 
 
 @contextmanager
-def locked(keys: str) -> Iterator[None]:
-    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError."""
+def locked(keys: str, is_dry: bool) -> Iterator[None]:
+    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError.
+
+    A dry run makes no folder, and shares its lock with other dry runs.
+    """
     if os.path.islink(keys) and not os.path.exists(keys):
         raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which does not exist")
-    os.makedirs(keys, 0o700, exist_ok=True)
+    if os.path.exists(keys) and not os.path.isdir(keys):
+        raise Fault(f"{keys}: is not a folder")
+    kind = fcntl.LOCK_EX
+    if is_dry:
+        kind = fcntl.LOCK_SH
+    if not is_dry:
+        os.makedirs(keys, 0o700, exist_ok=True)
+    elif not os.path.exists(keys):
+        yield
+        return
+
     # The kernel releases the lock when this process ends, however it ends.
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
         yield
     finally:
         os.close(lock)
 
 
 def clear_leftovers(keys: str) -> Iterator[Problem]:
-    """Remove what a killed run left, and was never renamed; yield what can't be removed."""
+    """Remove the unfinished files of a killed run; yield those that can't be removed."""
     for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):
         for part in Path(keys).glob(pattern):
             try:
                 remove(part)
             except OSError as error:
-                # Of what a folder holds, rmtree names the file without the folder.
+                # For a file in a folder, rmtree's error names only the file.
                 yield Problem("error", f"{part}: {error.strerror}")
 
 
@@ -2098,7 +2179,7 @@ class Signer:
 
 
 EVP_PKEY_RSA_PSS = 912
-# The version in DER, as it stands in the first octets of an unencrypted key.
+# The version in DER, among the first octets of an unencrypted key.
 PKCS8_VERSION_2 = bytes.fromhex("020101300506032b65")
 
 
@@ -2109,9 +2190,9 @@ class UnusableKey(Exception):
 def load_key(pem: bytes, phrase: bytes | None) -> object:
     """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
-    OpenSSL reads what cryptography does not, such as EC keys with 31 or 33 octets, which some
-    programs write. And cryptography takes an RSA-PSS key for a plain one, and reads an Ed25519
-    key in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 does not.
+    OpenSSL reads some keys that cryptography does not, such as EC keys with 31 or 33 octets,
+    which some programs write. cryptography takes an RSA-PSS key for a plain one, and reads
+    Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 can't.
     """
     if PKCS8_VERSION_2 in der_of(pem):
         raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
@@ -2166,7 +2247,7 @@ def check_key(path: str, public_key: object) -> None:
 
 
 def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[PrivateKey]]:
-    """Begin to make the RSA keys of all new entries, on all cores, as each one takes long."""
+    """Start to make the RSA keys of all new entries on all cores, as each one takes long."""
     new = []
     for entry in entries:
         if entry.key_type.startswith("rsa:") and not os.path.lexists(
@@ -2176,7 +2257,7 @@ def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[Pri
     if not new:
         return {}
 
-    # Imported only here, as it would make every other run start a tenth slower.
+    # Imported only here, as it would slow the start of every other run by a tenth.
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
@@ -2190,7 +2271,7 @@ class Phrases(NamedTuple):
     typed: dict[str, str]
 
     def known(self, variable: str) -> bool:
-        """Tell whether a pass phrase is at hand without a question."""
+        """Tell whether a pass phrase is at hand, so that there is no prompt."""
         return variable in self.typed or variable in self.environment
 
     def get(self, variable: str, new: bool = False) -> bytes:
@@ -2221,7 +2302,7 @@ def ask(variable: str, new: bool) -> str:
         if new:
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
     except UnicodeDecodeError:
-        # Without the exception, whose text shows what was typed.
+        # `from None`, as the text of that exception shows what was typed.
         raise Fault(f"{variable}: what was typed is no text in this locale") from None
     except (OSError, EOFError):
         why = "is not set, and there is no terminal to ask on"
@@ -2239,7 +2320,7 @@ class Loader(CSafeLoader):
 
     - refuses deep nesting, which crashes releases before 6.0.4;
     - refuses a field that is given twice, and a mapping that contains itself;
-    - lets the first of several merges win, as YAML's merge type says; 6.0.4 does the reverse.
+    - lets the first of several merges win, as YAML's merge type says; in 6.0.4 the last wins.
     """
 
     max_depth = 100  # an entry needs five levels
@@ -2247,7 +2328,7 @@ class Loader(CSafeLoader):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.depth = 0
-        # PyYAML notices that an alias contains itself only if it constructs depth first.
+        # PyYAML notices a mapping that contains itself only if it constructs depth first.
         self.deep_construct = True
 
     def descend_resolver(self, current_node: Any, current_index: Any) -> None:
@@ -2367,7 +2448,7 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
     for entry in entries.values():
         if not entry.is_ca:
             continue
-        # How many CAs are below the issuer that is looked at, down to this entry.
+        # How many CAs are below the issuer in question, down to this entry.
         cas_below = 1
         issuer_name = entry.issuer
         while issuer_name is not None:
@@ -2381,7 +2462,7 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
 
 
 def check_subjects(entries: Mapping[str, Entry]) -> None:
-    """Check that no entry has its issuer's name. Raises ConfigurationError."""
+    """Check that no entry has its issuer's subject. Raises ConfigurationError."""
     for entry in entries.values():
         if entry.issuer is None:
             continue
@@ -2426,9 +2507,9 @@ def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
 
 
 def comparable(name: x509.Name) -> list[tuple[str, str]]:
-    """Return a name so that equal means the same name (RFC 5280, section 7.1).
+    """Return a form of a name that is equal for equal names (RFC 5280, section 7.1).
 
-    As for OpenSSL, upper and lower case are the same, and spaces count once, and only inside.
+    As in OpenSSL, case does not count, nor do spaces at either end or repeated ones.
     """
     attributes = []
     for attribute in name:
@@ -2611,7 +2692,7 @@ def check_combinations(
     """Check fields that exclude each other. Raises ConfigurationError."""
     ends = values["validity.notAfter"]
     begins = values.get("validity.notBefore", now)
-    # A notAfter that has passed was made wrong by time: see check_dates.
+    # A notAfter that has passed became wrong with time: check_dates handles it.
     if begins > ends > now:
         raise ConfigurationError(f"{where}.validity: notBefore is later than notAfter")
     if values["key"] not in KEY_TYPES:
@@ -2737,7 +2818,7 @@ def read_time(name: str, text: str, now: datetime) -> datetime:
             moment = moment.replace(tzinfo=timezone.utc)
         moment = moment.astimezone(timezone.utc)
 
-    # A timestamp becomes wrong by itself, as time goes by. It is checked when it is used.
+    # A timestamp becomes wrong with time, so it is checked when it is used.
     if offset is not None and (moment <= now) != (name == "notBefore"):
         if name == "notBefore":
             raise ValueError("must not be in the future")
@@ -3105,28 +3186,33 @@ class Report:
     than a few seconds, the last line of a terminal says how far it is.
     """
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, as_json: bool) -> None:
         self.quiet = quiet
+        self.as_json = as_json
         self.said: set[str] = set()
         self.exit_status = 0
         self.progress = Progress()
 
     def outcome(self, outcome: Outcome, number: int, total: int) -> None:
         """Print an entry's problems, then its line of the tree. Raises OSError."""
-        for problem in outcome.problems:
-            self.problem(problem)
+        self.problems(outcome.problems)
         if outcome.error is not None:
             self.problem(outcome.error)
         if outcome.line and not self.quiet:
             self.progress.clear()
             count = ""
-            if total > 9:
+            if total > 9 and not self.as_json:
                 count = f"[{number:2}/{total}] "
             try:
                 print(f"{count}{outcome.line}", flush=True)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, "standard output") from None
         self.progress.show(number, total)
+
+    def problems(self, problems: Iterable[Problem]) -> None:
+        """Print errors and warnings."""
+        for problem in problems:
+            self.problem(problem)
 
     def problem(self, problem: Problem) -> None:
         """Print an error or a warning as one line, but never the same one twice."""
@@ -3138,6 +3224,83 @@ class Report:
             self.progress.clear()
             # In one piece, or lines of several processes would mix.
             print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
+
+
+def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
+    """Return what --json prints of an entry: an object (RFC 8259), in one line.
+
+    It tells what the folder holds after the entry's turn. What is not known is null.
+    """
+    # Imported only here, as most runs do without it.
+    import json
+
+    folder = os.path.join(run.keys, entry.name)
+    certificate = None
+    # What is wrong with the file is one of the problems.
+    with suppress(OSError, *INVALID):
+        certificate = x509.load_pem_x509_certificate(run.disk.read(f"{folder}/cert.pem"))
+
+    written = list(outcome.written)
+    if run.disk.is_dry:
+        # A record's file name has the serial number, which another run would not choose.
+        written = [
+            path for path in written if os.path.basename(os.path.dirname(path)) != "issued"
+        ]
+    problems = list(outcome.problems)
+    if outcome.error is not None:
+        problems.append(outcome.error)
+    fields = {
+        "name": entry.name,
+        "issuer": entry.issuer,
+        "state": outcome.state,
+        **certificate_fields(run, f"{folder}/cert.pem", certificate),
+        **list_fields(run, f"{folder}/crl.pem", certificate, entry.is_ca),
+        "written": written,
+        "problems": [problem._asdict() for problem in problems],
+    }
+    return json.dumps(fields)
+
+
+def certificate_fields(
+    run: Run, path: str, certificate: x509.Certificate | None
+) -> dict[str, object]:
+    """Return what --json says about a certificate, as openssl-x509(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(
+        ("key", "serial", "notBefore", "notAfter", "due")
+    )
+    if certificate is None:
+        return fields
+    fields["key"] = key_type(certificate.public_key())
+    # Of what a dry run has made, these would be others in the next run.
+    if path not in run.disk.unwritten:
+        octets = (certificate.serial_number.bit_length() + 7) // 8
+        fields["serial"] = certificate.serial_number.to_bytes(octets, "big").hex().upper()
+        fields["notBefore"] = timestamp(certificate.not_valid_before_utc)
+        fields["notAfter"] = timestamp(certificate.not_valid_after_utc)
+    fields["due"] = is_due(run, certificate)
+    return fields
+
+
+def list_fields(
+    run: Run, path: str, ca: x509.Certificate | None, is_ca: bool
+) -> dict[str, object]:
+    """Return what --json says about a CA's own list, as openssl-crl(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(("crlNumber", "nextUpdate"))
+    if ca is None or not is_ca:
+        return fields
+    with suppress(OSError):
+        file = ListFile(path, lists_in(run.disk.read(path)))
+        crl = newest_of((file,), ca)
+        if crl is not None:
+            fields["crlNumber"] = crl_number(crl)
+        if crl is not None and path not in run.disk.unwritten:
+            fields["nextUpdate"] = timestamp(end_of_list(ca, crl))
+    return fields
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a time in UTC as in 2026-11-28T08:00:00Z (RFC 3339)."""
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 class Progress:
@@ -3188,7 +3351,7 @@ def in_colour(line: str, kind: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes for what could steer a terminal."""
+    """Return a text in which characters that could steer a terminal are escaped."""
     if text.isprintable():
         return text
     escaped = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
@@ -3196,11 +3359,11 @@ def printable(text: str) -> str:
 
 
 def problem_of(error: Exception, where: str) -> Problem:
-    """Return an exception as a problem. `where` is the place if it names none itself."""
+    """Return an exception as a problem. `where` is the place if it names none."""
     if isinstance(error, Fault):
         return Problem("error", str(error))
     if isinstance(error, OSError):
-        # Of a rename, filename2 is the target.
+        # For a rename, filename2 is the target.
         name = error.filename2 or error.filename or where
         return Problem("error", f"{name}: {error.strerror}")
     return Problem("error", f"{where}: {error}")
@@ -3214,7 +3377,7 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
     written; 130: interrupted.
     """
     options = parse_arguments(arguments)
-    report = Report(options.quiet)
+    report = Report(options.quiet, options.json)
     try:
         with without_library_warnings():
             generate(options, now, report)
@@ -3234,28 +3397,23 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
     """Read the configuration, and settle all of it. Raises Fault, OSError."""
     present = verify_at or datetime.now(timezone.utc)
     present = present.replace(microsecond=0)
-    # The clock of another program may be a tick behind. What begins now has begun for it, too.
+    # Another program's clock may be a tick behind. For it, too, what is made now has begun.
     now = present - timedelta(seconds=1)
     keys = options.keys
     entries = read_configuration(options.config, now)
     phrases = Phrases(os.environ, {})
-    orders = Orders(
-        renew=frozenset(options.renew or ()),
-        renew_due=options.renew == [],
-        revoke=frozenset(options.revoke),
-        reason=options.reason or "cessationOfOperation",
-    )
+    orders = read_orders(options)
     check_orders(orders, keys, entries, now, report)
 
-    # For a new folder, ask before anything is written, rather than in the midst of it.
+    # For a new folder, ask for all pass phrases before anything is written.
     if not os.path.lexists(keys):
         for entry in entries:
             if entry.passphrase is not None:
                 phrases.get(entry.passphrase, new=True)
 
-    with locked(keys):
-        for problem in clear_leftovers(keys):
-            report.problem(problem)
+    with locked(keys, options.dry_run):
+        if not options.dry_run:
+            report.problems(clear_leftovers(keys))
         new_keys = make_keys_ahead(keys, entries)
         run = Run(
             keys=keys,
@@ -3266,10 +3424,23 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             orders=orders,
             phrases=phrases,
             new_keys=new_keys,
+            disk=Disk(options.dry_run),
+            as_json=options.json,
             copies=read_copies(keys),
         )
         walk(run, report)
-        os.sync()
+        if not options.dry_run:
+            os.sync()
+
+
+def read_orders(options: argparse.Namespace) -> Orders:
+    """Return what the command line asks for."""
+    return Orders(
+        renew=frozenset(options.renew or ()),
+        renew_due=options.renew == [],
+        revoke=frozenset(options.revoke),
+        reason=options.reason or "cessationOfOperation",
+    )
 
 
 def check_orders(
@@ -3321,8 +3492,8 @@ def has_expired(path: str, now: datetime) -> bool:
 def without_library_warnings() -> Iterator[None]:
     """Silence what cryptography says about certificates of other software.
 
-    A commonName may have 64 characters, which can be more octets. And load_certificates
-    refuses serial numbers that are not positive.
+    It warns of a commonName of more than 64 octets, but the limit is 64 characters; and of a
+    serial number that is not positive, which load_certificates refuses.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attribute's length must be")
@@ -3342,6 +3513,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-k", "--keys", default="keys", help="the keys folder (%(default)s)")
     add_orders(parser)
     parser.add_argument(
+        "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--json", action="store_true", help="print an object per entry, in a line of its own"
+    )
+    output.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)

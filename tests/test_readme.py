@@ -1,4 +1,4 @@
-"""The commands and transcripts of the pages, run as they stand (on a free port instead of 8443)."""
+"""The commands and transcripts of the pages, run as they stand (but on a free port)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 
 
 def markers_of(path: str) -> list[str]:
-    """What is known of a page's shell blocks by the tests that run them, here and in other files."""
+    """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
     for recipes in (test_programs.RECIPES, test_languages.RECIPES, test_robots.RECIPES):
         for name, known in recipes.items():
