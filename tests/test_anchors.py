@@ -104,7 +104,7 @@ def two(made_two: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made_both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two roots, a master below each, and nodes that trust both: to read only."""
+    """A folder with two roots, a master below each, and nodes that trust both: to read."""
     change = trust("root", "root2")
     return made_with(change, tmp_path_factory.mktemp("both") / "made")
 
