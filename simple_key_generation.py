@@ -224,7 +224,7 @@ class Update(NamedTuple):
 class Outcome(NamedTuple):
     """What became of an entry."""
 
-    state: str  # made, kept, renewed, revoked, failed, or left alone
+    state: str  # made, kept, renewed, revoked, failed, left alone, or forgotten
     line: str = ""  # its line of the tree; empty if it failed or was left alone
     problems: tuple[Problem, ...] = ()
     error: Problem | None = None  # what ended it
@@ -308,14 +308,18 @@ def walk(run: Run, report: Report) -> None:
         if outcome is None:
             outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
         if run.as_json:
-            outcome = outcome._replace(line=json_line(run, entry, outcome))
+            line = json_line(run, entry.name, entry, outcome)
+            outcome = outcome._replace(line=line)
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
 
     # At last, what concerns more than one entry, or none.
     report.problems(left_alone_problems(run, left_alone))
-    report.problems(forgotten_folders(run, outcomes))
+    for name, outcome in forgotten_folders(run, outcomes):
+        if run.as_json:
+            outcome = outcome._replace(line=json_line(run, name, None, outcome))
+        report.outcome(outcome, len(run.entries), len(run.entries))
     report.problems(new_cas(run, trusted.values()))
 
 
@@ -1648,8 +1652,10 @@ def new_cas(run: Run, trusted: Collection[Trusted]) -> Iterator[Problem]:
         yield Problem("warning", text)
 
 
-def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Problem]:
-    """Yield a warning for each folder with a valid certificate that no entry names.
+def forgotten_folders(
+    run: Run, outcomes: Mapping[str, Outcome]
+) -> Iterator[tuple[str, Outcome]]:
+    """Yield each folder with a valid certificate that no entry names, with a warning.
 
     Raises OSError.
     """
@@ -1671,7 +1677,8 @@ def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Pro
             certificate = load_certificate(f"{path}/cert.pem")
             is_revoked = certificate.serial_number in revoked.get(certificate.issuer, ())
             if certificate.not_valid_after_utc > run.now and not is_revoked:
-                yield Problem("warning", forgotten_text(run, path, certificate))
+                problem = Problem("warning", forgotten_text(run, path, certificate))
+                yield name, Outcome("forgotten", problems=(problem,))
 
 
 def all_revoked(run: Run, outcomes: Mapping[str, Outcome]) -> dict[x509.Name, set[int]]:
@@ -3226,15 +3233,21 @@ class Report:
             print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
 
 
-def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
+def json_line(run: Run, name: str, entry: Entry | None, outcome: Outcome) -> str:
     """Return what --json prints of an entry: an object (RFC 8259), in one line.
 
-    It tells what the folder holds after the entry's turn. What is not known is null.
+    It tells what the folder holds after the entry's turn. What is not known is null, such as
+    the issuer of a folder that no entry names.
     """
     # Imported only here, as most runs do without it.
     import json
 
-    folder = os.path.join(run.keys, entry.name)
+    issuer = None
+    is_ca = False
+    if entry is not None:
+        issuer = entry.issuer
+        is_ca = entry.is_ca
+    folder = os.path.join(run.keys, name)
     certificate = None
     # What is wrong with the file is one of the problems.
     with suppress(OSError, *INVALID):
@@ -3250,11 +3263,11 @@ def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
     if outcome.error is not None:
         problems.append(outcome.error)
     fields = {
-        "name": entry.name,
-        "issuer": entry.issuer,
+        "name": name,
+        "issuer": issuer,
         "state": outcome.state,
         **certificate_fields(run, f"{folder}/cert.pem", certificate),
-        **list_fields(run, f"{folder}/crl.pem", certificate, entry.is_ca),
+        **list_fields(run, f"{folder}/crl.pem", certificate, is_ca),
         "written": written,
         "problems": [problem._asdict() for problem in problems],
     }

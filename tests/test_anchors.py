@@ -6,6 +6,7 @@ Below one root, a node knows the lists of all CAs. Of several roots, it trusts t
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from folders import (
     lists,
     number,
     refused,
+    serial,
     states,
     tree,
     warned,
@@ -160,6 +162,7 @@ def test_a_nodes_lists_are_those_of_all_cas_below_its_root_and_a_cas_is_its_own(
         assert issuers(keys / ca / "crl.pem") == [ca]
 
 
+@pytest.mark.slow
 def test_a_revoked_node_is_refused_below_the_other_master_too_and_no_other_is(
     two: Path, serve: Serve
 ) -> None:
@@ -172,6 +175,7 @@ def test_a_revoked_node_is_refused_below_the_other_master_too_and_no_other_is(
     turns_from(client(server2.port, keys / "client"), REVOKED)
 
 
+@pytest.mark.slow
 def test_all_that_a_revoked_master_signed_is_refused_and_no_more(
     two: Path, serve: Serve
 ) -> None:
@@ -184,6 +188,7 @@ def test_all_that_a_revoked_master_signed_is_refused_and_no_more(
     assert REVOKED in judge(keys / "client2", keys / "server2").stderr
 
 
+@pytest.mark.slow
 def test_cas_below_cas_understand_each_other(tmp_path: Path) -> None:
     def deepen(keys: Keys) -> None:
         keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:2"
@@ -206,6 +211,7 @@ def test_cas_below_cas_understand_each_other(tmp_path: Path) -> None:
 # --- A CA whose key is elsewhere -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_master_whose_key_is_elsewhere_is_known_by_its_certificate_and_list(
     two: Path, serve: Serve
 ) -> None:
@@ -248,6 +254,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_master_that_cannot_be_read_keeps_its_list_everywhere_and_holds_up_nobody(
     two: Path, serve: Serve, how: str
@@ -268,6 +275,7 @@ def test_a_master_that_cannot_be_read_keeps_its_list_everywhere_and_holds_up_nob
         assert judge(keys / "client2", keys / node).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_expired_list_locks_out_the_nodes_of_its_ca_and_no_others(tmp_path: Path) -> None:
     def monthly(keys: Keys) -> None:
         add_master2(keys)
@@ -286,6 +294,7 @@ def test_an_expired_list_locks_out_the_nodes_of_its_ca_and_no_others(tmp_path: P
     assert [number(crl) for crl in lists(keys / "server/crl.pem")] == [2, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_damaged_list_of_a_node_waits_for_the_ca_that_failed(two: Path) -> None:
     keys = two / "keys"
     for path in (keys / "master2/cert.pem", keys / "server/crl.pem"):
@@ -318,6 +327,7 @@ def test_when_a_ca_is_new_the_run_says_once_what_comes_first(copy: Path, serve: 
     server.wait_for(lambda: client(server.port, keys / "client2").returncode == 0)
 
 
+@pytest.mark.slow
 def test_a_master_that_is_brought_from_elsewhere_is_new_too(
     copy: Path, tmp_path: Path, serve: Serve
 ) -> None:
@@ -347,6 +357,7 @@ def test_nodes_of_two_roots_that_trust_both_talk_in_both_directions(
     nodes_talk(keys, serve)
 
 
+@pytest.mark.slow
 def test_what_either_root_revokes_is_refused_by_the_others_nodes(
     both: Path, serve: Serve
 ) -> None:
@@ -360,6 +371,7 @@ def test_what_either_root_revokes_is_refused_by_the_others_nodes(
     assert REVOKED in judge(keys / "server2", keys / "client").stderr
 
 
+@pytest.mark.slow
 def test_without_trust_nodes_of_two_roots_refuse_each_other(
     tmp_path: Path, serve: Serve
 ) -> None:
@@ -372,6 +384,7 @@ def test_without_trust_nodes_of_two_roots_refuse_each_other(
     accepts(server, keys / "client")
 
 
+@pytest.mark.slow
 def test_trust_may_be_a_list_in_any_order_and_without_the_nodes_own_anchor(
     tmp_path: Path,
 ) -> None:
@@ -387,6 +400,7 @@ def test_trust_may_be_a_list_in_any_order_and_without_the_nodes_own_anchor(
     assert issuers(keys / "client/crl.pem") == ["master2", "root2"]
 
 
+@pytest.mark.slow
 def test_to_trust_a_second_root_is_to_copy_both_files_first(copy: Path) -> None:
     keys = copy / "keys"
     before = tree(keys)
@@ -404,6 +418,7 @@ def test_to_trust_a_second_root_is_to_copy_both_files_first(copy: Path) -> None:
     fine(generate(copy))
 
 
+@pytest.mark.slow
 def test_a_root_that_is_not_trusted_any_more_is_refused(both: Path, serve: Serve) -> None:
     keys = both / "keys"
     edit(both, trust("root2"))
@@ -416,6 +431,7 @@ def test_a_root_that_is_not_trusted_any_more_is_refused(both: Path, serve: Serve
     accepts(server, keys / "client2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["root2/cert.pem", "root2/crl.pem", "master2/cert.pem"])
 def test_no_anchor_and_no_list_is_lost_while_its_source_cannot_be_read(
     both: Path, serve: Serve, how: str
@@ -438,6 +454,7 @@ def test_no_anchor_and_no_list_is_lost_while_its_source_cannot_be_read(
     assert issuers(keys / "server/crl.pem") == ["master2", "root2"]
 
 
+@pytest.mark.slow
 def test_a_new_node_does_without_an_anchor_that_failed_but_not_without_any(both: Path) -> None:
     def add(keys: Keys) -> None:
         trust("root", "root2")(keys)
@@ -490,6 +507,7 @@ def test_a_ca_has_no_trust(copy: Path) -> None:
     assert line.startswith("sros_config.yml: keys.master.trust: is for nodes only")
 
 
+@pytest.mark.slow
 def test_a_trust_can_be_removed_like_any_field(copy: Path) -> None:
     edit(copy, lambda keys: keys["nodes"]["client"].update(trust=None))
     fine(generate(copy))
@@ -515,6 +533,7 @@ def without_identifier(ca: Path) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
+@pytest.mark.slow
 def test_two_cas_of_one_name_understand_each_other_by_their_lists_identifiers(
     tmp_path: Path, serve: Serve
 ) -> None:
@@ -526,6 +545,7 @@ def test_two_cas_of_one_name_understand_each_other_by_their_lists_identifiers(
     )
 
 
+@pytest.mark.slow
 def test_a_list_without_identifier_is_an_error_beside_a_ca_of_the_same_name(
     tmp_path: Path, serve: Serve
 ) -> None:
@@ -539,6 +559,7 @@ def test_a_list_without_identifier_is_an_error_beside_a_ca_of_the_same_name(
     nodes_talk(keys, serve)
 
 
+@pytest.mark.slow
 def test_a_list_without_identifier_is_good_if_the_name_is_its_cas_alone(
     two: Path, serve: Serve
 ) -> None:
@@ -570,16 +591,23 @@ def test_a_valid_certificate_that_no_entry_names_is_a_warning_until_it_is_revoke
     for _ in range(2):
         (line,) = warned(generate(two), "keys/client2: is valid until ")
     assert line.endswith("but no entry has this name: --revoke client2, or put the entry back")
+    objects = [json.loads(each) for each in generate(two, "--json").stdout.splitlines()]
+    (found,) = [each for each in objects if each["name"] == "client2"]
+    assert (found["state"], found["issuer"], found["written"]) == ("forgotten", None, [])
+    assert int(found["serial"], 16) == serial(two / "keys/client2")
+    assert found["problems"] == [{"kind": "warning", "text": line}]
     fine(generate(two, "--revoke", "client2"))
     fine(generate(two))
 
 
+@pytest.mark.slow
 def test_a_certificate_that_no_entry_names_is_a_warning_until_it_expires(two: Path) -> None:
     edit(two, leave("client2"))
     warned(later(two, "+200 days"), "keys/client2: is valid until ")
     assert "keys/client2" not in later(two, "+400 days").stderr
 
 
+@pytest.mark.slow
 def test_what_an_unnamed_ca_left_is_to_be_removed(two: Path) -> None:
     edit(two, leave("master2", "server2", "client2"))
     lines = warned(generate(two), "keys/master2", "keys/server2", "keys/client2")
@@ -591,6 +619,7 @@ def test_what_an_unnamed_ca_left_is_to_be_removed(two: Path) -> None:
     fine(generate(two, "--revoke", "master2"))
 
 
+@pytest.mark.slow
 def test_what_is_no_valid_certificate_is_no_business_of_the_run(two: Path) -> None:
     for name in ("notes", "damaged", ".hidden"):
         (two / "keys" / name).mkdir()
