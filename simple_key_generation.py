@@ -157,6 +157,7 @@ class Request(NamedTuple):
     """The parts of a signing request that count. The script ignores the rest."""
 
     public_key: object
+    fingerprint: str  # the SHA-256 of that key, as it is written in the request
     is_sound: bool  # signed by that key, and not with RSA-PSS
 
 
@@ -698,16 +699,8 @@ def tree_line(task: Task, draft: Draft, state: str, own: Authority | None) -> st
     elif not draft.is_compared:
         notes += ", key not compared"
     if state in ("made", "renewed") and task.folder.request is not None:
-        notes += f", SHA-256 of its key: {fingerprint(draft.certificate)}"
+        notes += f", SHA-256 of its key: {task.folder.request.fingerprint}"
     return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate's key, as its sender can print it from key.pem."""
-    der = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).hexdigest()
 
 
 # --- 4. Certificates -------------------------------------------------------------------------
@@ -1867,7 +1860,13 @@ def read_request(pem: bytes) -> Request:
         return read_odd_request(pem)
     # cryptography takes an RSA-PSS key for a plain one.
     is_plain = RSA_PSS not in request.tbs_certrequest_bytes
-    return Request(public_key, is_plain and request.is_signature_valid)
+    key_der = der_elements(request.tbs_certrequest_bytes)[2]
+    return Request(public_key, fingerprint(key_der), is_plain and request.is_signature_valid)
+
+
+def fingerprint(key_der: bytes) -> str:
+    """Return the SHA-256 of a key in DER, which its sender can print with openssl."""
+    return hashlib.sha256(key_der).hexdigest()
 
 
 # Signature algorithms in DER, and what they hash with (RFC 5758, RFC 4055, RFC 8410).
@@ -1898,8 +1897,9 @@ def read_odd_request(pem: bytes) -> Request:
     # A BIT STRING begins with the number of unused bits.
     octets = signature[start + 1 : end]
     if name not in SIGNATURES or RSA_PSS in key_der:
-        return Request(public_key, False)
-    return Request(public_key, is_signed_with(public_key, SIGNATURES[name], octets, info))
+        return Request(public_key, fingerprint(key_der), False)
+    is_sound = is_signed_with(public_key, SIGNATURES[name], octets, info)
+    return Request(public_key, fingerprint(key_der), is_sound)
 
 
 def is_signed_with(
