@@ -7,7 +7,7 @@ missing, verify everything. The keys folder is the only state.
 The script tells how a run goes:
 
     main         (at the end) reads command line and configuration, and locks the keys folder
-    walk         settles the CAs from the root down, then the nodes
+    walk         settles the CAs from the root down, then the nodes, which need their lists
     settle       settles one entry in ten steps, from the look at its folder (a new one gets a
                  new key) to the files that it writes
     certify      signs a certificate: a root's with its own key, any other with its issuer's
@@ -22,9 +22,9 @@ What a folder keys/NAME holds:
     cert.pem       the certificate
     issued/        a CA: a copy of every certificate that it signed
     cross.pem      a root: its certificate from a higher CA, put there by a person
-    crl.pem        a CA: its own revocation list; a node: the lists of all CAs above it
+    crl.pem        a CA: its own revocation list; a node: those of all CAs below its anchors
     fullchain.pem  cert.pem and its issuers, without the trust anchor
-    ca.pem         the trust anchor
+    ca.pem         the anchors that it trusts
 
 The words used throughout:
 
@@ -34,7 +34,8 @@ The words used throughout:
     authority      what a CA hands down to the entries below it: chain, lists, signer, verifier
     list           a certificate revocation list (RFC 5280, section 5)
     record         a CA's folder issued/
-    anchor         the trust anchor: the self-signed certificate at the top of a chain
+    anchor         a trust anchor: the self-signed certificate at the top of a chain
+    bundle         a node's ca.pem or crl.pem, in which each CA that it trusts has a part
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ try:
     import base64
     import fcntl
     import getpass
+    import hashlib
     import ipaddress
     import re
     import shutil
@@ -63,7 +65,14 @@ try:
     import unicodedata
     import warnings
     from collections import Counter
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from contextlib import contextmanager, suppress
     from datetime import datetime, timedelta, timezone
     from functools import cache, partial
@@ -107,6 +116,7 @@ class Entry(NamedTuple):
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
     issuer: str | None  # None: self-signed
+    trust: tuple[str, ...]  # the anchors that a node verifies its peers by; a CA: its own
     key_type: str  # such as ec:prime256v1
     digest: str  # what its key signs with, if the key type leaves a choice
     passphrase: str | None  # the environment variable; None: the key is not encrypted
@@ -155,6 +165,7 @@ class Task(NamedTuple):
     folder: Folder
     signer: Signer
     above: Authority | None  # the issuer's; None: the entry signs itself
+    trusted: Trusted | None  # what a node verifies its peers by; None: a CA
 
 
 class Authority(NamedTuple):
@@ -175,7 +186,38 @@ class Authority(NamedTuple):
     anchor_pem: bytes
     cross_pem: bytes | None  # None: it can't be read; the folders keep what they have
     own_list_pem: bytes
-    lists_pem: bytes
+
+
+class Trusted(NamedTuple):
+    """What the nodes that trust the same anchors verify their peers by."""
+
+    anchors: Bundle  # ca.pem
+    lists: Bundle  # crl.pem: the lists of all CAs below the anchors
+
+
+class Bundle(NamedTuple):
+    """What a file of a node is put together from."""
+
+    file_name: str
+    parts: tuple[Part, ...]
+    pem: bytes  # all parts, one after the other
+    is_complete: bool  # False: a CA failed, and its part stays as each file has it
+    updates: dict[bytes, Update]  # by what a file holds; grows as files are read
+
+
+class Part(NamedTuple):
+    """What one CA contributes to a bundle."""
+
+    name: str
+    certificate: x509.Certificate  # tells which part of an older file came from this CA
+    pem: bytes  # its certificate or its list; empty: the CA is not, or no longer, trusted
+
+
+class Update(NamedTuple):
+    """What becomes of a bundle that is not up to date."""
+
+    pem: bytes
+    new: tuple[str, ...]  # the CAs of which it had no part
 
 
 class Outcome(NamedTuple):
@@ -186,7 +228,7 @@ class Outcome(NamedTuple):
     problems: tuple[Problem, ...] = ()
     error: Problem | None = None  # what ended it
     authority: Authority | None = None  # None: a node, or a CA that failed early
-    lists: tuple[RevocationList, ...] = ()  # of CAs that were left alone, for those below
+    list_part: Part | None = None  # a CA's list for the nodes, once it is on disk
     blocked_by: str | None = None  # the entry because of which nothing below can be made
     written: tuple[str, ...] = ()  # the paths of the files that were written
 
@@ -255,47 +297,60 @@ def walk(run: Run, report: Report) -> None:
     # First every CA, from the root down.
     for entry in run.entries:
         if entry.is_ca:
-            outcomes[entry.name] = take_turn(run, entry, outcomes)
+            outcomes[entry.name] = take_turn(run, entry, outcomes, None)
+    fail_ambiguous_lists(run, outcomes)
+    trusted = trusted_by_nodes(run, outcomes)
 
     # Then every node. A node's outcome is not kept, as there may be thousands.
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = take_turn(run, entry, outcomes)
+            outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
         if run.as_json:
             outcome = outcome._replace(line=json_line(run, entry, outcome))
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
 
+    # At last, what concerns more than one entry, or none.
+    report.problems(left_alone_problems(run, left_alone))
+    report.problems(forgotten_folders(run, outcomes))
+    report.problems(new_cas(run, trusted.values()))
+
+
+def left_alone_problems(run: Run, left_alone: Mapping[str, int]) -> Iterator[Problem]:
+    """Yield a line for each CA below which entries were left alone."""
     for name, count in left_alone.items():
         text = f"{run.keys}: left alone: {count} below {name}, which failed or is revoked"
         if name in run.orders.revoke:
-            report.problem(Problem("warning", text))
+            yield Problem("warning", text)
         else:
-            report.problem(Problem("error", text))
+            yield Problem("error", text)
 
 
-def take_turn(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
+def take_turn(
+    run: Run, entry: Entry, outcomes: Mapping[str, Outcome], trusted: Trusted | None
+) -> Outcome:
     """Settle an entry or leave it alone, and note what was written."""
     run.disk.written.clear()
-    outcome = settle_or_leave_alone(run, entry, outcomes)
+    outcome = settle_or_leave_alone(run, entry, outcomes, trusted)
     return outcome._replace(written=tuple(run.disk.written))
 
 
-def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
+def settle_or_leave_alone(
+    run: Run, entry: Entry, outcomes: Mapping[str, Outcome], trusted: Trusted | None
+) -> Outcome:
     """Settle an entry, unless its issuer has failed or is revoked."""
     if entry.issuer is None:
-        return settle(run, entry, None)
+        return settle(run, entry, None, trusted)
     issuer = outcomes[entry.issuer]
     if issuer.blocked_by is None:
-        return settle(run, entry, issuer.authority)
+        return settle(run, entry, issuer.authority, trusted)
 
-    if not can_spread(run, entry, issuer.authority):
-        return leave_alone(run, entry, issuer)
-    # The revocation lists must reach the entry all the same, in step (6). As a rule, its chain
-    # then fails to verify, and the issuer's error line says why.
-    outcome = settle(run, entry, issuer.authority)
+    if not can_go_on(run, entry, issuer):
+        return leave_alone(run, entry, issuer, trusted)
+    # As a rule, the entry's chain now fails to verify, and the issuer's error line says why.
+    outcome = settle(run, entry, issuer.authority, trusted)
     if outcome.blocked_by is None:
         return outcome
     return outcome._replace(
@@ -303,69 +358,55 @@ def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome
     )
 
 
-def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
+def can_go_on(run: Run, entry: Entry, issuer: Outcome) -> bool:
     """Tell whether a CA that failed has its list on disk, and the entry a certificate."""
-    if above is None or not above.lists:
-        return False
     # A newer list that could not be written here must not be written elsewhere.
-    try:
-        is_on_disk = run.disk.read(f"{above.path}/crl.pem") == above.own_list_pem
-    except OSError:
+    if issuer.authority is None or not issuer.authority.lists or issuer.list_part is None:
         return False
-    return is_on_disk and os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
+    return os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
 
 
-def leave_alone(run: Run, entry: Entry, issuer: Outcome) -> Outcome:
-    """Leave an entry alone, but for revocation lists.
+def leave_alone(run: Run, entry: Entry, issuer: Outcome, trusted: Trusted | None) -> Outcome:
+    """Leave an entry alone, but for revocation lists and anchors.
 
     A CA's own list needs nothing from above: revocations get through, whatever is wrong there.
     """
     problems: list[Problem] = []
-    lists = list(issuer.lists)
+    list_part = None
     try:
         task = look_at_folder(run, entry)
-        if entry.is_ca and task.folder.certificate is not None:
-            own_list = settle_list_alone(task, task.folder.certificate, problems)
-            if own_list is not None:
-                lists.append(own_list)
-        if not entry.is_ca and "crl.pem" in task.folder.file_names:
-            exchange_lists(run.disk, task.folder, lists)
+        if trusted is not None:
+            spread(run.disk, task.folder, trusted)
+        elif task.folder.certificate is not None:
+            list_part = settle_list_alone(task, task.folder.certificate, problems)
     except ENTRY_ERRORS as error:
         problems.append(problem_of(error, os.path.join(run.keys, entry.name)))
     return Outcome(
         "left alone",
         problems=tuple(problems),
-        lists=tuple(lists),
+        list_part=list_part,
         blocked_by=issuer.blocked_by,
     )
 
 
 def settle_list_alone(
     task: Task, ca: x509.Certificate, problems: list[Problem]
-) -> RevocationList | None:
+) -> Part | None:
     """Settle and write the list of a CA that is left alone. Raises Fault, OSError."""
     check_ca(f"{task.folder.path}/cert.pem", ca)
     own_list = settle_list(task, ca, problems)
-    if own_list is not None:
-        files = {"crl.pem": to_pem(own_list)}
-        task.run.disk.update(task.folder.path, task.folder.file_names, files)
-    return own_list
-
-
-def exchange_lists(disk: Disk, folder: Folder, lists: Sequence[RevocationList]) -> None:
-    """Put newer lists into a node's crl.pem, and leave the others alone. Raises OSError."""
-    newer = {crl.issuer: crl for crl in lists}
-    there = read_lists(f"{folder.path}/crl.pem").lists
-    if there is not None:
-        exchanged = [newer.get(crl.issuer, crl) for crl in there]
-        disk.update(folder.path, folder.file_names, {"crl.pem": to_pem(*exchanged)})
+    if own_list is None:
+        return None
+    pem = to_pem(own_list)
+    task.run.disk.update(task.folder.path, task.folder.file_names, {"crl.pem": pem})
+    return Part(task.entry.name, ca, pem)
 
 
 def look_at_folder(run: Run, entry: Entry) -> Task:
     """Return the task of an entry, as if it had no issuer. Raises Fault, OSError."""
     folder = read_folder(os.path.join(run.keys, entry.name))
     signer = Signer(entry, run.phrases, f"{folder.path}/key.pem", folder.key_pem, None)
-    return Task(run, entry, folder, signer, None)
+    return Task(run, entry, folder, signer, None, None)
 
 
 # --- 3. One entry ----------------------------------------------------------------------------
@@ -379,49 +420,61 @@ class Draft(NamedTuple):
     is_compared: bool  # with its key; False: the pass phrase was not at hand
 
 
-def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
+def settle(
+    run: Run, entry: Entry, above: Authority | None, trusted: Trusted | None
+) -> Outcome:
     """Bring one entry's folder in line with the configuration, and verify it.
 
-    (1) Look at the folder; a new one gets a key.   (6) Spread the revocation lists.
+    (1) Look at the folder; a new one gets a key.   (6) Spread new lists and anchors.
     (2) Certify the key, if it has no certificate.  (7) Refuse a revoked certificate.
     (3) Match certificate, key and request.         (8) Verify the chain with OpenSSL.
     (4) Renew the certificate, if ordered.          (9) Compare with the configuration.
     (5) Settle a CA's own list, and hand it down.  (10) Write what is new.
 
-    `above` is the issuer's authority, or None for an entry that signs itself.
+    `above` is the issuer's authority, or None for an entry that signs itself. `trusted` is
+    what a node verifies its peers by, or None for a CA.
     """
     problems: list[Problem] = []
     own = None
     try:
-        task = look(run, entry, above)
+        task = look(run, entry)._replace(above=above, trusted=trusted)
         draft = obtain_certificate(task, problems)
         if entry.is_ca:
             own = hand_down(task, draft.certificate, problems)
         state = verify_and_write(task, draft, own, problems)
+        outcome = Outcome(state, tree_line(task, draft, state, own))
     except ENTRY_ERRORS as error:
         problem = problem_of(error, os.path.join(run.keys, entry.name))
-        return Outcome(
-            "failed",
-            problems=tuple(problems),
-            error=problem,
-            authority=own,
-            blocked_by=entry.name,
-        )
+        outcome = Outcome("failed", error=problem)
 
     blocked_by = None
-    if state == "revoked":
+    if outcome.state in ("failed", "revoked"):
         blocked_by = entry.name
-    line = tree_line(task, draft, state, own)
-    return Outcome(state, line, tuple(problems), authority=own, blocked_by=blocked_by)
+    return outcome._replace(
+        problems=tuple(problems),
+        authority=own,
+        list_part=list_on_disk(run, entry, own),
+        blocked_by=blocked_by,
+    )
 
 
-def look(run: Run, entry: Entry, above: Authority | None) -> Task:
+def list_on_disk(run: Run, entry: Entry, own: Authority | None) -> Part | None:
+    """Return a CA's list for the nodes; None if it is not on disk, as it should be."""
+    if own is None or not own.own_list_pem:
+        return None
+    with suppress(OSError):
+        if run.disk.read(f"{own.path}/crl.pem") == own.own_list_pem:
+            return Part(entry.name, own.chain[0], own.own_list_pem)
+    return None
+
+
+def look(run: Run, entry: Entry) -> Task:
     """Take step (1). Raises Fault, OSError."""
     # (1) Look. The key of a new folder is made here, and written in step (10).
     task = look_at_folder(run, entry)
     if task.folder.is_new():
         task = task._replace(signer=make_key(run, entry, task.folder))
-    return task._replace(above=above)
+    return task
 
 
 def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
@@ -487,7 +540,6 @@ def hand_down(task: Task, certificate: x509.Certificate, problems: list[Problem]
         anchor_pem=anchor_pem,
         cross_pem=cross_pem,
         own_list_pem=to_pem(own_list),
-        lists_pem=to_pem(*lists),
     )
 
 
@@ -512,12 +564,14 @@ def verify_and_write(
     path = f"{folder.path}/cert.pem"
     # A root is its own issuer.
     issuer = cast(Authority, task.above or own)
-    crl_pem = issuer.lists_pem if own is None else own.own_list_pem
 
-    # (6) Spread: a newer list replaces an old one even if a later step fails. A folder's first
-    # list waits for step (10).
-    if crl_pem and "crl.pem" in folder.file_names:
-        task.run.disk.update(folder.path, folder.file_names, {"crl.pem": crl_pem})
+    # (6) Spread: what is newer replaces what is there, even if a later step fails. A folder's
+    # first list waits for step (10).
+    if task.trusted is not None:
+        spread(task.run.disk, folder, task.trusted)
+    elif own is not None and own.own_list_pem and "crl.pem" in folder.file_names:
+        files = {"crl.pem": own.own_list_pem}
+        task.run.disk.update(folder.path, folder.file_names, files)
 
     # (7) Refuse a revoked certificate, unless this run was ordered to revoke it.
     if is_revoked(task, draft.certificate):
@@ -534,15 +588,42 @@ def verify_and_write(
             problems.append(problem)
 
     # (10) Write. The record comes first, so that whatever is in use can be revoked.
+    files = files_for_peers(task, own)
     if task.above is not None:
         add_to_record(task, task.above, draft.certificate)
     elif draft.state == "renewed" and folder.certificate is not None:
         add_to_record(task, issuer, folder.certificate)
-    write(task, draft, issuer, crl_pem)
+    write(task, draft, issuer, files)
     return draft.state
 
 
-def write(task: Task, draft: Draft, issuer: Authority, crl_pem: bytes) -> None:
+def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
+    """Return ca.pem and crl.pem: of a CA, both; of a node, what is missing. Raises Fault."""
+    files: dict[str, bytes] = {}
+    there = task.folder.file_names
+    if own is not None:
+        files["ca.pem"] = own.anchor_pem
+        if own.own_list_pem:
+            files["crl.pem"] = own.own_list_pem
+        return files
+
+    issuer = cast(Authority, task.above)
+    trusted = cast(Trusted, task.trusted)
+    if "ca.pem" not in there:
+        if not trusted.anchors.pem:
+            why = f"it takes {' or '.join(task.entry.trust)}, which failed"
+            raise Fault(f"{task.folder.path}/ca.pem: can't be made: {why}")
+        files["ca.pem"] = trusted.anchors.pem
+    # Where a list of its own CAs is missing, a crl.pem would have it refuse all their nodes.
+    refuses_its_own = not issuer.lists and trusts(trusted.anchors, issuer.chain[-1])
+    if "crl.pem" not in there and not refuses_its_own:
+        files["crl.pem"] = trusted.lists.pem
+    return files
+
+
+def write(
+    task: Task, draft: Draft, issuer: Authority, files_for_peers: Mapping[str, bytes]
+) -> None:
     """Write what is new or differs. Raises OSError."""
     cert_pem = to_pem(draft.certificate)
     files: dict[str, bytes] = {}
@@ -550,14 +631,12 @@ def write(task: Task, draft: Draft, issuer: Authority, crl_pem: bytes) -> None:
         files["key.pem"] = task.signer.pem or b""
     if draft.state != "kept":
         files["cert.pem"] = cert_pem
-    if crl_pem:
-        files["crl.pem"] = crl_pem
     fullchain = cert_pem + issuer.intermediates_pem
     if issuer.cross_pem is not None:
         files["fullchain.pem"] = fullchain + issuer.cross_pem
     elif not begins_with(task.folder, "fullchain.pem", fullchain):
         files["fullchain.pem"] = fullchain
-    files["ca.pem"] = issuer.anchor_pem
+    files.update(files_for_peers)
     task.run.disk.update(task.folder.path, task.folder.file_names, files)
 
     # A request that an earlier --renew left has served its purpose.
@@ -600,7 +679,17 @@ def tree_line(task: Task, draft: Draft, state: str, own: Authority | None) -> st
         notes += ", key elsewhere"
     elif not draft.is_compared:
         notes += ", key not compared"
+    if state in ("made", "renewed") and task.folder.request is not None:
+        notes += f", SHA-256 of its key: {fingerprint(draft.certificate)}"
     return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of a certificate's key, as its sender can print it from key.pem."""
+    der = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
 
 
 # --- 4. Certificates -------------------------------------------------------------------------
@@ -815,7 +904,7 @@ def settle_list(
     due for a new one     refreshed     kept, with a warning      kept, with a warning
     expired               refreshed     error                     error
     extended (--revoke)   extended      extended, after typing    kept, with an error
-    not there yet         begun         begun, after typing       missing, with a warning
+    not there yet         begun         begun, after typing       missing, with an error
 
     A list that was there and is lost comes back from a copy, in newest_list, or is an error.
     """
@@ -835,9 +924,9 @@ def settle_list(
             text = f"{path}: stays as it is: a new one needs {signing_key}"
             problems.append(Problem("error", text))
         else:
-            why = "is missing, so no node below can tell who is revoked"
-            text = f"{path}: {why}: making it needs {signing_key}"
-            problems.append(Problem("warning", text))
+            why = "is missing, so no node can tell who is revoked"
+            text = f"{path}: {why}: put it there, or make it with {signing_key}"
+            problems.append(Problem("error", text))
         return current
 
     crl = next_list(task, ca, current, added, problems)
@@ -1371,7 +1460,253 @@ def levels_of_cas_below(entries: Sequence[Entry], name: str) -> int:
     return max(levels.values())
 
 
-# --- 7. Folders and files --------------------------------------------------------------------
+# --- 7. What nodes trust ---------------------------------------------------------------------
+
+
+def trusted_by_nodes(
+    run: Run, outcomes: Mapping[str, Outcome]
+) -> dict[tuple[str, ...], Trusted]:
+    """Return what nodes verify their peers by, once for all that trust the same anchors."""
+    cas = [entry for entry in run.entries if entry.is_ca]
+    trusted: dict[tuple[str, ...], Trusted] = {}
+    for entry in run.entries:
+        if not entry.is_ca and entry.trust not in trusted:
+            anchors = anchor_bundle(entry.trust, cas, outcomes)
+            lists = list_bundle(entry.trust, cas, outcomes)
+            trusted[entry.trust] = Trusted(anchors, lists)
+    return trusted
+
+
+def anchor_bundle(
+    trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
+) -> Bundle:
+    """Return what ca.pem is put together from: the anchors, in the order of `trust`."""
+    parts = []
+    is_complete = True
+    for name in trust:
+        authority = outcomes[name].authority
+        if authority is None or outcomes[name].blocked_by is not None:
+            is_complete = False
+        else:
+            parts.append(Part(name, authority.chain[0], authority.anchor_pem))
+
+    # Other anchors lose their part, if they have one.
+    for ca in cas:
+        authority = outcomes[ca.name].authority
+        if ca.issuer is None and ca.name not in trust and authority is not None:
+            parts.append(Part(ca.name, authority.chain[0], b""))
+    return bundle_of("ca.pem", parts, is_complete)
+
+
+def list_bundle(
+    trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
+) -> Bundle:
+    """Return what crl.pem is put together from: the lists of all CAs below the anchors."""
+    parts = []
+    is_complete = True
+    for name in trust:
+        # From the bottom up: a CA comes before its issuer.
+        for ca in reversed(cas):
+            if ca.trust[0] != name:
+                continue
+            part = outcomes[ca.name].list_part
+            if part is not None:
+                parts.append(part)
+            if part is None or outcomes[ca.name].blocked_by is not None:
+                is_complete = False
+
+    # Other CAs lose their part, if they have one.
+    for ca in cas:
+        part = outcomes[ca.name].list_part
+        if ca.trust[0] not in trust and part is not None:
+            parts.append(part._replace(pem=b""))
+    return bundle_of("crl.pem", parts, is_complete)
+
+
+def bundle_of(file_name: str, parts: Sequence[Part], is_complete: bool) -> Bundle:
+    """Return a bundle of some parts."""
+    pem = b"".join(part.pem for part in parts)
+    return Bundle(file_name, tuple(parts), pem, is_complete, {})
+
+
+def trusts(anchors: Bundle, anchor: x509.Certificate) -> bool:
+    """Tell whether an anchor is among those of a ca.pem."""
+    return any(part.certificate == anchor and part.pem for part in anchors.parts)
+
+
+def spread(disk: Disk, folder: Folder, trusted: Trusted) -> None:
+    """Bring a node's crl.pem and ca.pem up to date, if it has them. Raises Fault, OSError."""
+    # Lists come first: without one, a CA's nodes would be refused even where it is trusted.
+    for bundle in (trusted.lists, trusted.anchors):
+        if bundle.file_name not in folder.file_names:
+            continue
+        path = f"{folder.path}/{bundle.file_name}"
+        data = read_file(path)
+        if data == bundle.pem:
+            continue
+        # Most nodes have equal files. Each kind is taken apart once.
+        if data not in bundle.updates:
+            bundle.updates[data] = update_of(bundle, path)
+        files = {bundle.file_name: bundle.updates[data].pem}
+        disk.update(folder.path, folder.file_names, files)
+
+
+def update_of(bundle: Bundle, path: str) -> Update:
+    """Return what becomes of a file, part by part. Raises Fault, OSError.
+
+    If the bundle is incomplete, what did not come from one of its CAs stays as it is.
+    """
+    there = parts_there(bundle, path)
+    if not there and bundle.is_complete:
+        return Update(bundle.pem, ())
+    if not there:
+        advice = f"mend what failed, or rm {path}, and run again"
+        raise Fault(f"{path}: is damaged, and can't be made anew: {advice}")
+
+    pem = b""
+    left = {part.name: part.pem for part in bundle.parts}
+    for each in there:
+        part = part_of(bundle, each)
+        if part is None:
+            pem += to_pem(each)
+        else:
+            pem += left.pop(part.name, b"")
+    new = tuple(name for name in left if left[name])
+    if bundle.is_complete:
+        return Update(bundle.pem, new)
+    return Update(pem + b"".join(left.values()), new)
+
+
+def parts_there(bundle: Bundle, path: str) -> Sequence[x509.Certificate | RevocationList]:
+    """Return what a ca.pem or crl.pem holds; nothing if it is damaged. Raises OSError."""
+    if bundle.file_name == "crl.pem":
+        return read_lists(path).lists or ()
+    try:
+        return load_certificates(path)
+    except Fault:
+        return ()
+
+
+def part_of(bundle: Bundle, each: x509.Certificate | RevocationList) -> Part | None:
+    """Return the part whose CA a certificate or a list came from; None if there is none."""
+    for part in bundle.parts:
+        ca = part.certificate
+        if isinstance(each, x509.Certificate):
+            if each.subject == ca.subject and each.public_key() == ca.public_key():
+                return part
+        elif is_signed_by(each, ca):
+            return part
+    return None
+
+
+def fail_ambiguous_lists(run: Run, outcomes: dict[str, Outcome]) -> None:
+    """Fail each CA whose list OpenSSL would also take for another CA's.
+
+    Where two CAs have the same subject, their lists are told apart by authorityKeyIdentifier
+    only. A list without one gets into no more folders, so the other CA's nodes stay accepted.
+    """
+    for trust in {entry.trust for entry in run.entries if not entry.is_ca}:
+        namesakes: dict[str, list[Part]] = {}
+        for entry in run.entries:
+            part = None
+            if entry.is_ca and entry.trust[0] in trust:
+                part = outcomes[entry.name].list_part
+            if part is not None:
+                subject = str(comparable(part.certificate.subject))
+                namesakes.setdefault(subject, []).append(part)
+        for parts in namesakes.values():
+            for problem, name in ambiguous_lists(run, parts):
+                outcomes[name] = outcomes[name]._replace(
+                    state="failed", line="", error=problem, list_part=None, blocked_by=name
+                )
+
+
+def ambiguous_lists(run: Run, namesakes: Sequence[Part]) -> Iterator[tuple[Problem, str]]:
+    """Yield an error and a name for each list that passes for that of a CA's namesake."""
+    for part in namesakes:
+        crl = x509.load_pem_x509_crl(part.pem)
+        if extension_of(crl, x509.AuthorityKeyIdentifier) is not None:
+            continue
+        for other in namesakes:
+            if other.certificate.public_key() != part.certificate.public_key():
+                path = os.path.join(run.keys, part.name, "crl.pem")
+                why = f"has no authorityKeyIdentifier, and {other.name} has the same subject"
+                yield Problem("error", f"{path}: {why}: have a list made with one"), part.name
+                break
+
+
+def new_cas(run: Run, trusted: Collection[Trusted]) -> Iterator[Problem]:
+    """Yield a warning if there are CAs that the nodes knew nothing of before this run."""
+    found: set[str] = set()
+    for each in trusted:
+        for update in each.lists.updates.values():
+            found.update(update.new)
+
+    names = []
+    files = "crl.pem"
+    for entry in run.entries:
+        if entry.name in found:
+            names.append(entry.name)
+            if entry.issuer is None:
+                files = "ca.pem and crl.pem"
+    if names:
+        advice = f"copy {files} to all of them and send SIGHUP, and only then use its nodes"
+        text = f"{run.keys}: new to the nodes: {', '.join(names)}: {advice}"
+        yield Problem("warning", text)
+
+
+def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Problem]:
+    """Yield a warning for each folder with a valid certificate that no entry names.
+
+    Raises OSError.
+    """
+    # A dry run does not make the folder.
+    if not os.path.exists(run.keys):
+        return
+    named = {entry.name for entry in run.entries}
+    forgotten = []
+    for name in sorted(os.listdir(run.keys)):
+        if name not in named and not name.startswith("."):
+            forgotten.append(name)
+    if not forgotten:
+        return
+    revoked = all_revoked(run, outcomes)
+    for name in forgotten:
+        path = os.path.join(run.keys, name)
+        # Without a certificate that can be read, it is no business of this run.
+        with suppress(Fault, OSError):
+            certificate = load_certificate(f"{path}/cert.pem")
+            is_revoked = certificate.serial_number in revoked.get(certificate.issuer, ())
+            if certificate.not_valid_after_utc > run.now and not is_revoked:
+                yield Problem("warning", forgotten_text(run, path, certificate))
+
+
+def all_revoked(run: Run, outcomes: Mapping[str, Outcome]) -> dict[x509.Name, set[int]]:
+    """Return the serial numbers on all lists that there are, by issuer."""
+    lists = [crl for file in run.copies for crl in file.lists or ()]
+    for outcome in outcomes.values():
+        if outcome.list_part is not None:
+            lists.append(x509.load_pem_x509_crl(outcome.list_part.pem))
+    revoked: dict[x509.Name, set[int]] = {}
+    for crl in lists:
+        revoked.setdefault(crl.issuer, set()).update(serial_numbers(crl))
+    return revoked
+
+
+def forgotten_text(run: Run, path: str, certificate: x509.Certificate) -> str:
+    """Return what to do about a folder that no entry names."""
+    name = os.path.basename(path)
+    file_name = f"{name}-{certificate.serial_number:X}.pem"
+    advice = f"rm -r {path}"
+    for entry in run.entries:
+        recorded = os.path.join(run.keys, entry.name, "issued", file_name)
+        if entry.is_ca and os.path.exists(recorded):
+            advice = f"--revoke {name}, or put the entry back"
+    ends = certificate.not_valid_after_utc.date()
+    return f"{path}: is valid until {ends}, but no entry has this name: {advice}"
+
+
+# --- 8. Folders and files --------------------------------------------------------------------
 
 
 class ListFile(NamedTuple):
@@ -1734,7 +2069,7 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-# --- 8. Keys and pass phrases ----------------------------------------------------------------
+# --- 9. Keys and pass phrases ----------------------------------------------------------------
 
 
 KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
@@ -1977,7 +2312,7 @@ def ask(variable: str, new: bool) -> str:
     return phrase
 
 
-# --- 9. Configuration ------------------------------------------------------------------------
+# --- 10. Configuration -----------------------------------------------------------------------
 
 
 class Loader(CSafeLoader):
@@ -2066,7 +2401,8 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
     ordered = in_tree_order(entries)
     check_path_lengths(entries)
     check_subjects(entries)
-    return ordered
+    check_trust(entries)
+    return with_trust(ordered)
 
 
 def load_yaml(path: str) -> object:
@@ -2136,6 +2472,40 @@ def check_subjects(entries: Mapping[str, Entry]) -> None:
             raise ConfigurationError(f"{entry.where}.subject: {text}")
 
 
+def check_trust(entries: Mapping[str, Entry]) -> None:
+    """Check the anchors that nodes trust. Raises ConfigurationError."""
+    for entry in entries.values():
+        where = f"{entry.where}.trust"
+        if entry.is_ca and entry.trust:
+            raise ConfigurationError(f"{where}: is for nodes only, which verify their peers")
+        for name in entry.trust:
+            anchor = entries.get(name)
+            if anchor is None or not anchor.is_ca:
+                raise ConfigurationError(f"{where}: there is no CA {name!r} under keys")
+            if anchor.issuer is not None:
+                text = f"{name} is no trust anchor, as {anchor.issuer} signs it"
+                raise ConfigurationError(f"{where}: {text}")
+            if entry.trust.count(name) > 1:
+                raise ConfigurationError(f"{where}: {name} stands twice")
+
+
+def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
+    """Return entries in the order of the tree with the anchors that they trust: if not said
+    otherwise, their own.
+    """
+    anchors: dict[str, str] = {}
+    complete = []
+    for entry in ordered:
+        anchor = entry.name
+        if entry.issuer is not None:
+            anchor = anchors[entry.issuer]
+        anchors[entry.name] = anchor
+        if not entry.trust:
+            entry = entry._replace(trust=(anchor,))
+        complete.append(entry)
+    return complete
+
+
 def comparable(name: x509.Name) -> list[tuple[str, str]]:
     """Return a form of a name that is equal for equal names (RFC 5280, section 7.1).
 
@@ -2162,10 +2532,11 @@ OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 DER = "DER:([0-9A-Fa-f]{2}[: ]?)+"
 
-# The fields of an entry and their forms. FORMS, at the end of chapter 10, adds the fields of
+# The fields of an entry and their forms. FORMS, at the end of chapter 11, adds the fields of
 # subject and extensions.
 PLAIN_FIELDS = {
     "issuer": NAME,
+    "trust": NAME,
     # ML-DSA is named even where cryptography lacks it: check_fields then says so.
     "key": "|".join(dict.fromkeys([*KEY_TYPES, *ML_DSA])),
     "digest": "|".join(DIGESTS),
@@ -2244,6 +2615,7 @@ def new_entry(
         where=where,
         is_ca=is_ca,
         issuer=values.get("issuer"),
+        trust=values.get("trust", ()),
         key_type=values["key"],
         digest=values.get("digest", "sha256"),
         passphrase=passphrase,
@@ -2352,11 +2724,12 @@ def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
     """Return the texts of a list or of an extension, or the one text. Raises ValueError."""
     group, _, _ = field.partition(".")
     if isinstance(item, list):
-        if group not in ("subject", "extensions") or not item:
-            raise ValueError("is a list, not text: only subject and extensions may hold lists")
+        if group not in ("subject", "extensions", "trust") or not item:
+            why = "only trust, subject and extensions may hold lists"
+            raise ValueError(f"is a list, not text: {why}")
         return tuple(with_name(text_of(each), name) for each in item)
     text = with_name(text_of(item), name)
-    if group != "extensions":
+    if group not in ("extensions", "trust"):
         return (text,)
     # In a list, a part may have commas of its own.
     return tuple(part.strip() for part in text.split(","))
@@ -2398,6 +2771,8 @@ def read_value(field: str, parts: tuple[str, ...], is_ca: bool, now: datetime) -
         return read_extension(name, parts, is_ca)
     if group == "validity":
         return read_time(name, parts[0], now)
+    if group == "trust":
+        return parts
     return parts[0]
 
 
@@ -2454,7 +2829,7 @@ def read_time(name: str, text: str, now: datetime) -> datetime:
     return moment.replace(microsecond=0)
 
 
-# --- 10. Extensions --------------------------------------------------------------------------
+# --- 11. Extensions --------------------------------------------------------------------------
 
 
 class Parts(NamedTuple):
@@ -2801,7 +3176,7 @@ FORMS = {
 }
 
 
-# --- 11. Command line ------------------------------------------------------------------------
+# --- 12. Command line ------------------------------------------------------------------------
 
 
 class Report:
@@ -2820,8 +3195,7 @@ class Report:
 
     def outcome(self, outcome: Outcome, number: int, total: int) -> None:
         """Print an entry's problems, then its line of the tree. Raises OSError."""
-        for problem in outcome.problems:
-            self.problem(problem)
+        self.problems(outcome.problems)
         if outcome.error is not None:
             self.problem(outcome.error)
         if outcome.line and not self.quiet:
@@ -2834,6 +3208,11 @@ class Report:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, "standard output") from None
         self.progress.show(number, total)
+
+    def problems(self, problems: Iterable[Problem]) -> None:
+        """Print errors and warnings."""
+        for problem in problems:
+            self.problem(problem)
 
     def problem(self, problem: Problem) -> None:
         """Print an error or a warning as one line, but never the same one twice."""
@@ -3023,12 +3402,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
     keys = options.keys
     entries = read_configuration(options.config, now)
     phrases = Phrases(os.environ, {})
-    orders = Orders(
-        renew=frozenset(options.renew or ()),
-        renew_due=options.renew == [],
-        revoke=frozenset(options.revoke),
-        reason=options.reason or "cessationOfOperation",
-    )
+    orders = read_orders(options)
     check_orders(orders, keys, entries, now, report)
 
     # For a new folder, ask for all pass phrases before anything is written.
@@ -3039,8 +3413,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
 
     with locked(keys, options.dry_run):
         if not options.dry_run:
-            for problem in clear_leftovers(keys):
-                report.problem(problem)
+            report.problems(clear_leftovers(keys))
         new_keys = make_keys_ahead(keys, entries)
         run = Run(
             keys=keys,
@@ -3058,6 +3431,16 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
         walk(run, report)
         if not options.dry_run:
             os.sync()
+
+
+def read_orders(options: argparse.Namespace) -> Orders:
+    """Return what the command line asks for."""
+    return Orders(
+        renew=frozenset(options.renew or ()),
+        renew_due=options.renew == [],
+        revoke=frozenset(options.revoke),
+        reason=options.reason or "cessationOfOperation",
+    )
 
 
 def check_orders(

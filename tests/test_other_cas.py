@@ -57,7 +57,6 @@ from folders import (
     number,
     refused,
     tree,
-    warned,
 )
 from needs import needs, needs_those_of
 
@@ -350,7 +349,7 @@ def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
     assert tree(keys) == after
 
 
-def test_a_root_that_brings_no_list_is_warned_of_and_its_nodes_get_none(
+def test_a_root_that_brings_no_list_is_an_error_and_its_nodes_get_none(
     asking: Asking, serve: Serve
 ) -> None:
     folder, root, _ = asking
@@ -360,8 +359,7 @@ def test_a_root_that_brings_no_list_is_warned_of_and_its_nodes_get_none(
     root.sign(
         keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
     )
-    (line,) = warned(generate(folder), "keys/root/crl.pem")
-    assert "missing" in line
+    refused(generate(folder), "keys/root/crl.pem: is missing")
     assert {path.name for path in (keys / "server").iterdir()} == NODE_FILES - {"crl.pem"}
     assert {path.name for path in (keys / "client").iterdir()} == NODE_FILES - {"crl.pem"}
     assert not (keys / "root/crl.pem").exists()
