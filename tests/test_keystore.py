@@ -24,8 +24,8 @@ from test_robots import (
 __all__ = ["domain", "join"]
 pytestmark = [pytest.mark.slow, pytest.mark.cyclonedds]
 
-# The names that sros2 gives (its _keystore.py and _enclave.py) and that ROS 2 reads (security.cpp
-# of rmw_dds_common, which reads crl.pem where there is one).
+# The names that sros2 gives (its _keystore.py and _enclave.py), and that ROS 2 reads
+# (security.cpp of rmw_dds_common: crl.pem where there is one, and the others always).
 PUBLIC = {"identity_ca.cert.pem", "permissions_ca.cert.pem"}
 LINKS = {
     "identity_ca.cert.pem": "public",

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import certifi
@@ -25,11 +24,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from folders import Result, certificate, judge
-from programs import free_port, paste, poll, running
+from programs import Program, check_row, free_port, paste, poll, running
 from test_robots import prepare, run_block, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.zenoh]
 
+VERSION = (
+    "python -c 'from importlib.metadata import version; print(version(\"eclipse-zenoh\"))'"
+)
+ZENOH = Program("Zenoh", "rustls", VERSION, True, True, True)
 PATH = "tests/recipes/ros2-zenoh.md"
 PAGE = pages.PAGES[PATH]
 FILES = ROOT / "tests/recipes/ros2-zenoh"
@@ -39,6 +42,7 @@ ROUTER, LISTENER, TALKER = (
     f"zenoh_node.py {role}" for role in ("router", "listener", "talker")
 )
 COMMANDS = (MAKE_KEYS, ROUTER, LISTENER, TALKER)
+RECIPES = {"Zenoh": COMMANDS}
 # The page's table of refusals: the peer, the side that refuses it, and what that side prints.
 REFUSALS = re.findall(r"^\| (an? .+) \| the (router|node) \| `(.*)` \|$", PAGE, re.MULTILINE)
 ENVIRONMENT = {**PHRASES, "NO_COLOR": "1"}
@@ -199,10 +203,8 @@ def test_the_page_goes_as_it_is_told(tmp_path: Path) -> None:
         assert listener.read_text() == pages.block(PATH, "heard: [hola]", "text")
 
 
-def test_the_version_is_the_one_that_the_page_names() -> None:
-    named = re.findall(r"Tested with eclipse-zenoh (\d+)\.(\d+)\.(\d+)", PAGE)[0]
-    installed = version("eclipse-zenoh").split(".")
-    assert [int(number) for number in installed] >= [int(number) for number in named]
+def test_the_row_of_zenoh_says_what_is_tested_here() -> None:
+    check_row(ZENOH)
 
 
 # --- Who is refused -------------------------------------------------------------------------
@@ -376,6 +378,17 @@ def as_pem(key: serialization.PrivateFormat | object) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def test_the_router_lets_in_everyone_without_the_line_for_mutual_tls(
+    site: Site, intrusion: Site
+) -> None:
+    intrusion.change("talker.json5", "enable_mtls: true", "enable_mtls: false")
+    with site.run(ROUTER, "routing"):
+        assert intrusion.say().returncode == 1
+    site.change("router.json5", "enable_mtls: true,", "")
+    with site.run(ROUTER, "routing"):
+        assert intrusion.say().returncode == 0
 
 
 # --- What Zenoh does not check --------------------------------------------------------------
@@ -553,6 +566,8 @@ def test_a_link_ends_with_the_certificate_where_that_is_turned_on(
 # --- Keys -----------------------------------------------------------------------------------
 
 ACCEPTED = ("ec:prime256v1", "ec:secp384r1", "rsa:2048", "rsa:4096", "ed25519")
+# What Zenoh prints with a key that it can't use: the decrypted key, in base64. It begins so.
+LEAK = "connect_private_key_base64=LS0tLS1CRUdJTiBQUklWQVRFIEtFWS"
 NOT_ACCEPTED = ("ec:secp521r1", "ed448", "ml-dsa-65")
 
 
@@ -583,9 +598,17 @@ def test_keys_are_of_the_types_that_the_page_names_and_others_end_up_in_the_log(
     site.give("talker", kinds / plain(kind))
     with site.run(ROUTER, "routing"):
         result = site.say()
-    # What Zenoh prints with a key that it can't use is the decrypted key itself.
     if kind in ACCEPTED:
         assert result.returncode == 0 and "private_key" not in result.stdout
     else:
-        assert result.returncode == 1
-        assert "connect_private_key_base64=LS0tLS1CRUdJTiBQUklWQVRFIEtFWS" in result.stdout
+        assert result.returncode == 1 and LEAK in result.stdout
+
+
+def test_the_decrypted_key_is_printed_with_a_certificate_of_another_key(
+    site: Site, own: Path
+) -> None:
+    shutil.copy(own / "camera/fullchain.pem", site.folder / "keys/talker")
+    with site.run(ROUTER, "routing"):
+        assert LEAK in site.say().stdout
+        site.give("talker", own / "talker")
+        assert "private_key" not in site.say().stdout
