@@ -17,6 +17,7 @@ import pytest
 import test_languages
 import test_programs
 import test_robots
+import test_zenoh
 from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
 from needs import PACKAGES, needs, needs_those_of
 from programs import answers, free_port, running
@@ -107,8 +108,9 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 def markers_of(path: str) -> list[str]:
     """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
-    for recipes in (test_programs.RECIPES, test_languages.RECIPES, test_robots.RECIPES):
-        for name, known in recipes.items():
+    modules = (test_programs, test_languages, test_robots, test_zenoh)
+    for module in modules:
+        for name, known in module.RECIPES.items():
             if programs.row(name)[0] == path:
                 markers += known
     return markers
