@@ -14,6 +14,7 @@ from pathlib import Path
 import pages
 import programs
 import pytest
+import test_fastdds
 import test_languages
 import test_programs
 import test_robots
@@ -106,8 +107,9 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 def markers_of(path: str) -> list[str]:
     """What is known of a page's shell blocks by the tests that run them, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
-    for recipes in (test_programs.RECIPES, test_languages.RECIPES, test_robots.RECIPES):
-        for name, known in recipes.items():
+    modules = (test_programs, test_languages, test_robots, test_fastdds)
+    for module in modules:
+        for name, known in module.RECIPES.items():
             if programs.row(name)[0] == path:
                 markers += known
     return markers
