@@ -18,6 +18,7 @@ import test_fastdds
 import test_languages
 import test_programs
 import test_robots
+import test_ros1
 from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
 from needs import PACKAGES, needs, needs_those_of
 from programs import answers, free_port, running
@@ -107,7 +108,7 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 def markers_of(path: str) -> list[str]:
     """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
-    modules = (test_programs, test_languages, test_robots, test_fastdds)
+    modules = (test_programs, test_languages, test_robots, test_fastdds, test_ros1)
     for module in modules:
         for name, known in module.RECIPES.items():
             if programs.row(name)[0] == path:
