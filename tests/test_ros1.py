@@ -72,7 +72,7 @@ class Master:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Master]:
-    """Start the master and nginx by the page's commands, with the server's keys of a folder."""
+    """Start the master and nginx by the page's commands, with a folder's server keys."""
     needs_package("python3-rosmaster")
     inner, port = free_port(), free_port()
     block = pages.block(NGINX, "http {", "nginx")
