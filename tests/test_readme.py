@@ -14,9 +14,11 @@ from pathlib import Path
 import pages
 import programs
 import pytest
+import test_fastdds
 import test_languages
 import test_programs
 import test_robots
+import test_ros1
 import test_zenoh
 from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
 from needs import PACKAGES, needs, needs_those_of
@@ -108,7 +110,14 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 def markers_of(path: str) -> list[str]:
     """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
-    modules = (test_programs, test_languages, test_robots, test_zenoh)
+    modules = (
+        test_programs,
+        test_languages,
+        test_robots,
+        test_zenoh,
+        test_fastdds,
+        test_ros1,
+    )
     for module in modules:
         for name, known in module.RECIPES.items():
             if programs.row(name)[0] == path:
