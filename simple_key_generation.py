@@ -3832,11 +3832,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
     )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument(
+    parser.add_argument(
         "--json", action="store_true", help="print an object per entry, in a line of its own"
     )
-    output.add_argument(
+    parser.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)
