@@ -157,6 +157,7 @@ class Request(NamedTuple):
     """The parts of a signing request that count. The script ignores the rest."""
 
     public_key: object
+    fingerprint: str  # the SHA-256 of that key, as it is written in the request
     is_sound: bool  # signed by that key, and not with RSA-PSS
 
 
@@ -199,7 +200,7 @@ class Trusted(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """What a file of a node is put together from."""
+    """The parts of a node's ca.pem or crl.pem."""
 
     file_name: str
     parts: tuple[Part, ...]
@@ -317,7 +318,7 @@ def walk(run: Run, report: Report) -> None:
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
 
-    # At last, what concerns more than one entry, or none.
+    # Last, the problems that concern several entries, or none.
     report.problems(not_called_problems(run))
     report.problems(left_alone_problems(run, left_alone))
     for outcome in forgotten_folders(run, outcomes):
@@ -477,7 +478,7 @@ def settle(
 
 
 def list_on_disk(run: Run, entry: Entry, own: Authority | None) -> Part | None:
-    """Return a CA's list for the nodes; None if it is not on disk, as it should be."""
+    """Return a CA's list for the nodes; None if it could not be written to disk."""
     if own is None or not own.own_list_pem:
         return None
     with suppress(OSError):
@@ -632,7 +633,7 @@ def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
             why = f"it takes {' or '.join(task.entry.trust)}, which failed"
             raise Fault(f"{task.folder.path}/ca.pem: can't be made: {why}")
         files["ca.pem"] = trusted.anchors.pem
-    # Where a list of its own CAs is missing, a crl.pem would have it refuse all their nodes.
+    # Without the list of one of its CAs, a node with a crl.pem would refuse all their nodes.
     refuses_its_own = not issuer.lists and trusts(trusted.anchors, issuer.chain[-1])
     if "crl.pem" not in there and not refuses_its_own:
         files["crl.pem"] = trusted.lists.pem
@@ -698,16 +699,8 @@ def tree_line(task: Task, draft: Draft, state: str, own: Authority | None) -> st
     elif not draft.is_compared:
         notes += ", key not compared"
     if state in ("made", "renewed") and task.folder.request is not None:
-        notes += f", SHA-256 of its key: {fingerprint(draft.certificate)}"
+        notes += f", SHA-256 of its key: {task.folder.request.fingerprint}"
     return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate's key, as its sender can print it from key.pem."""
-    der = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).hexdigest()
 
 
 # --- 4. Certificates -------------------------------------------------------------------------
@@ -1526,7 +1519,7 @@ def levels_of_cas_below(entries: Sequence[Entry], name: str) -> int:
 def trusted_by_nodes(
     run: Run, outcomes: Mapping[str, Outcome]
 ) -> dict[tuple[str, ...], Trusted]:
-    """Return what nodes verify their peers by, once for all that trust the same anchors."""
+    """Return what nodes verify their peers by, one for all nodes with the same anchors."""
     cas = [entry for entry in run.entries if entry.is_ca]
     trusted: dict[tuple[str, ...], Trusted] = {}
     for entry in run.entries:
@@ -1540,7 +1533,7 @@ def trusted_by_nodes(
 def anchor_bundle(
     trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
 ) -> Bundle:
-    """Return what ca.pem is put together from: the anchors, in the order of `trust`."""
+    """Return the parts of ca.pem: the anchors, in the order of `trust`."""
     parts = []
     is_complete = True
     for name in trust:
@@ -1561,7 +1554,7 @@ def anchor_bundle(
 def list_bundle(
     trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
 ) -> Bundle:
-    """Return what crl.pem is put together from: the lists of all CAs below the anchors."""
+    """Return the parts of crl.pem: the lists of all CAs below the anchors."""
     parts = []
     is_complete = True
     for name in trust:
@@ -1682,7 +1675,7 @@ def fail_ambiguous_lists(run: Run, outcomes: dict[str, Outcome]) -> None:
 
 
 def ambiguous_lists(run: Run, namesakes: Sequence[Part]) -> Iterator[tuple[Problem, str]]:
-    """Yield an error and a name for each list that passes for that of a CA's namesake."""
+    """Yield an error and a name for each list that OpenSSL would take for a namesake's."""
     for part in namesakes:
         crl = x509.load_pem_x509_crl(part.pem)
         if extension_of(crl, x509.AuthorityKeyIdentifier) is not None:
@@ -1733,7 +1726,7 @@ def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Out
     revoked = all_revoked(run, outcomes)
     for name in forgotten:
         path = os.path.join(run.keys, name)
-        # Without a certificate that can be read, it is no business of this run.
+        # A folder without a readable certificate does not concern this run.
         with suppress(Fault, OSError):
             certificate = load_certificate(f"{path}/cert.pem")
             is_revoked = certificate.serial_number in revoked.get(certificate.issuer, ())
@@ -1747,7 +1740,7 @@ def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Out
 
 
 def all_revoked(run: Run, outcomes: Mapping[str, Outcome]) -> dict[x509.Name, set[int]]:
-    """Return the serial numbers on all lists that there are, by issuer."""
+    """Return the serial numbers on all known lists, by issuer."""
     lists = [crl for file in run.copies for crl in file.lists or ()]
     for outcome in outcomes.values():
         if outcome.list_part is not None:
@@ -1781,7 +1774,7 @@ class ListFile(NamedTuple):
     lists: tuple[RevocationList, ...] | None  # None: the file is damaged
 
 
-# The name of what is not complete yet, in the folder of what it is to become.
+# The name of an unfinished file or folder, beside its place.
 LEFTOVER = re.compile("[.].*[.]part")
 
 
@@ -1809,7 +1802,7 @@ def read_folder(path: str) -> Folder:
 
 
 def file_names_in(path: str) -> frozenset[str]:
-    """Return what is in a folder, without what a killed run left. Raises OSError."""
+    """Return the names in a folder, without the leftovers of a killed run. Raises OSError."""
     # A dry run does not remove such leftovers.
     return frozenset(name for name in os.listdir(path) if not LEFTOVER.fullmatch(name))
 
@@ -1867,7 +1860,13 @@ def read_request(pem: bytes) -> Request:
         return read_odd_request(pem)
     # cryptography takes an RSA-PSS key for a plain one.
     is_plain = RSA_PSS not in request.tbs_certrequest_bytes
-    return Request(public_key, is_plain and request.is_signature_valid)
+    key_der = der_elements(request.tbs_certrequest_bytes)[2]
+    return Request(public_key, fingerprint(key_der), is_plain and request.is_signature_valid)
+
+
+def fingerprint(key_der: bytes) -> str:
+    """Return the SHA-256 of a key in DER, which its sender can print with openssl."""
+    return hashlib.sha256(key_der).hexdigest()
 
 
 # Signature algorithms in DER, and what they hash with (RFC 5758, RFC 4055, RFC 8410).
@@ -1898,8 +1897,9 @@ def read_odd_request(pem: bytes) -> Request:
     # A BIT STRING begins with the number of unused bits.
     octets = signature[start + 1 : end]
     if name not in SIGNATURES or RSA_PSS in key_der:
-        return Request(public_key, False)
-    return Request(public_key, is_signed_with(public_key, SIGNATURES[name], octets, info))
+        return Request(public_key, fingerprint(key_der), False)
+    is_sound = is_signed_with(public_key, SIGNATURES[name], octets, info)
+    return Request(public_key, fingerprint(key_der), is_sound)
 
 
 def is_signed_with(
@@ -1998,7 +1998,7 @@ class Disk:
 
     def __init__(self, is_dry: bool) -> None:
         self.is_dry = is_dry
-        self.written: list[str] = []  # the paths of an entry's files, as its turn goes on
+        self.written: list[str] = []  # the paths of an entry's files, during its turn
         self.unwritten: dict[str, bytes] = {}  # by path, in a dry run
 
     def read(self, path: str) -> bytes:
@@ -2796,8 +2796,9 @@ def check_trust(entries: Mapping[str, Entry]) -> None:
 
 
 def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
-    """Return entries in the order of the tree with the anchors that they trust: if not said
-    otherwise, their own.
+    """Return entries in the order of the tree, with the anchors that they trust.
+
+    By default, a node trusts its own anchor.
     """
     anchors: dict[str, str] = {}
     complete = []
@@ -3831,11 +3832,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
     )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument(
+    parser.add_argument(
         "--json", action="store_true", help="print an object per entry, in a line of its own"
     )
-    output.add_argument(
+    parser.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)

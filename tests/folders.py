@@ -116,7 +116,8 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     configure(folder, apply)
 
 
-EXAMPLE = re.compile(r"^#    ([\w-]+):.*\n(?:#      .*\n)*", re.MULTILINE)
+# A node with all its lines, or a line of master's extensions.
+EXAMPLE = re.compile(r"^#    (?:  )?([\w-]+):.*\n(?:#      .*\n)*", re.MULTILINE)
 
 
 def examples(text: str) -> dict[str, str]:
