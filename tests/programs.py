@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pages
-from conftest import DEADLINE, PHRASES, environment, run
 from needs import needs_package, needs_those_of, skip
+from running import DEADLINE, PHRASES, environment, run
 
 
 @dataclass(frozen=True)

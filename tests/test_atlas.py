@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import CLIENT, DEADLINE, PHRASES, ROOT, SERVER, Server, client, generate, openssl
+from certificates import lists
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from folders import fine, later, lists
+from exchanges import Server, client
+from running import CLIENT, DEADLINE, PHRASES, ROOT, SERVER, fine, generate, later, openssl
 
 PAGE = ROOT / "tests/refusals.md"
 SERVED = "accepted\nread: [hola]\nclosed\n"

@@ -1,23 +1,28 @@
-"""What sros_config.yml may say, and what comes of it; what it may not, and the error lines."""
+"""What sros_config.yml may say, and what comes of it; what it may not, and the error lines.
+
+A refused configuration has a sound twin, which differs in one place. Most runs are calls of
+main() in this process. One test compares some of them with runs as processes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import NamedTuple
 
 import pytest
-from conftest import GENERATE, PHRASES, configure, generate, openssl, run
+from configurations import configure, uncomment
 from cryptography import x509
-from folders import uncomment
 from OpenSSL import SSL, crypto
+from running import GENERATE, PHRASES, Result, fine, generate, generate_here, openssl, run
 
 # cryptography has it from 47 on, and OpenSSL's commands from 3.5 on.
 ML_DSA: list[str] = []
@@ -123,84 +128,59 @@ def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
     ]
 
 
-Result = tuple[Path, CompletedProcess[str]]
-Start = Callable[[str | bytes], "Future[Result]"]
 Accept = Callable[[str], Path]
+Compare = Callable[[Case], None]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def start(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Start]:
-    """Return the run on a configuration. Those of all cases begin at once."""
-    started: dict[str | bytes, Future[Result]] = {}
+@pytest.fixture(scope="module")
+def accept(tmp_path_factory: pytest.TempPathFactory) -> Accept:
+    """Make keys from a configuration, which must succeed. Return the folder, to read only.
 
-    def make(text: str | bytes, folder: Path) -> Result:
-        data = text if isinstance(text, bytes) else text.encode()
-        (folder / "sros_config.yml").write_bytes(data)
-        return folder, generate(folder)
+    Several tests may read what one configuration makes. The first of them makes it.
+    """
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def begin(text: str | bytes, ahead: bool = False) -> Future[Result]:
-            if text not in started:
-                folder = tmp_path_factory.mktemp("run") / "here"
-                folder.mkdir()
-                started[text] = Future()
-                if ahead:
-                    started[text] = pool.submit(make, text, folder)
-                else:
-                    started[text].set_result(make(text, folder))
-            return started[text]
-
-        for item in request.session.items:
-            call = getattr(item, "callspec", None)
-            if call and isinstance(case := call.params.get("case"), Case):
-                begin(case.broken, ahead=True)
-                begin(case.sound, ahead=True)
-        yield begin
-        pool.shutdown(cancel_futures=True)
-
-
-@pytest.fixture(scope="session")
-def accept(start: Start) -> Accept:
-    """Make keys from a configuration, which must succeed. Return the folder, to read only."""
-
-    def check(text: str) -> Path:
-        folder, result = start(text).result()
-        assert (result.returncode, result.stderr) == (0, ""), f"{text}{result.stderr}"
+    @functools.cache
+    def make(text: str) -> Path:
+        folder = tmp_path_factory.mktemp("accepted")
+        result = fine(generate_from(folder, text))
         made = sorted(path.parent.name for path in folder.glob("keys/*/cert.pem"))
         assert made and made == sorted(name for name, _ in lines(result.stdout))
         (folder / "out").write_text(result.stdout)
         return folder
 
+    return make
+
+
+@pytest.fixture
+def compare(tmp_path: Path, accept: Accept) -> Compare:
+    """Require one line with place and reason, nothing made, and an accepted twin."""
+
+    def check(case: Case) -> None:
+        folder = tmp_path / "here"
+        folder.mkdir()
+        result = generate_from(folder, case.broken)
+        assert (result.returncode, result.stdout) == (2, ""), result.stderr
+        said = refusal(result.stderr)
+        assert re.match(re.escape(case.place) + "[.:]", said) or not case.place, said
+        assert re.search(case.reason, said.removeprefix(case.place), re.IGNORECASE), said
+        assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        accept(case.sound)
+
     return check
+
+
+def generate_from(folder: Path, text: str | bytes, now: datetime | None = None) -> Result:
+    """Run the script in this process with a configuration."""
+    data = text if isinstance(text, bytes) else text.encode()
+    (folder / "sros_config.yml").write_bytes(data)
+    return generate_here(folder, now=now)
 
 
 def lines(stdout: str) -> list[tuple[str, str]]:
     """Return the lines of a run by name, without a count in front and without the indent."""
     stripped = [re.sub(r"^(\[ *\d+/\d+\])? *", "", line) for line in stdout.splitlines()]
     return [(line.split()[0], line) for line in stripped]
-
-
-@pytest.fixture
-def compare(start: Start, accept: Accept) -> Callable[[Case], None]:
-    """Require one line with place and reason, nothing made, and an accepted twin."""
-
-    def check(case: Case) -> None:
-        folder, result = start(case.broken).result()
-        assert (result.returncode, result.stdout) == (2, ""), result.stderr
-        said = refusal(result.stderr)
-        assert re.match(re.escape(case.place) + "[.:]", said) or not case.place, said
-        assert re.search(case.reason, said.removeprefix(case.place), re.IGNORECASE), said
-        assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
-        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-        accept(case.sound)
-
-    return check
-
-
-Compare = Callable[[Case], None]
 
 
 def refusal(stderr: str) -> str:
@@ -383,7 +363,7 @@ def test_absolute_validity_is_what_the_certificate_says(accept: Accept) -> None:
     assert read == {name: [begins, end] for name, (_, end) in cases.items()}
 
 
-def test_relative_validity_counts_from_now(accept: Accept) -> None:
+def test_relative_validity_counts_from_now(tmp_path: Path) -> None:
     hour, day = timedelta(hours=1), timedelta(days=1)
     cases = {
         "hours": ("{notBefore: -36h, notAfter: 1h}", -36 * hour, hour),
@@ -393,16 +373,14 @@ def test_relative_validity_counts_from_now(accept: Accept) -> None:
         "now": ("{notBefore: 0h, notAfter: 30d}", 0 * day, 30 * day),
         "left-out": ("{notAfter: 30d}", 0 * day, 30 * day),
     }
-    second = timedelta(seconds=1)  # its clock is so far behind, for OpenSSL's may be as well
-    before = datetime.now(timezone.utc).replace(microsecond=0) - second
-    keys = (
-        accept(in_turn({name: validity for name, (validity, _, _) in cases.items()})) / "keys"
-    )
-    after = datetime.now(timezone.utc) - second
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    text = in_turn({name: validity for name, (validity, _, _) in cases.items()})
+    fine(generate_from(tmp_path, text, now))
+    # What begins now has begun for a clock that is a tick behind.
+    second = timedelta(seconds=1)
     for name, (_, begin, end) in cases.items():
-        begins, ends = begins_and_ends(keys / name)
-        assert before + begin <= begins <= after + begin, name
-        assert before + end <= ends <= after + end, name
+        times = [now - second + begin, now - second + end]
+        assert begins_and_ends(tmp_path / "keys" / name) == times, name
 
 
 def test_a_list_lives_as_long_as_its_ca_unless_it_says_otherwise(accept: Accept) -> None:
@@ -602,23 +580,21 @@ def carry(end: SSL.Connection, other: SSL.Connection) -> None:
         other.bio_write(end.bio_read(1 << 20))
 
 
-def require_newer_cryptography(start: Start, key: str) -> None:
+def require_newer_cryptography(folder: Path, key: str) -> None:
     """Require the one line that says that a type of key is too new, and nothing made."""
-    folder, result = start(small({f"{NODE}/key": key})).result()
+    result = generate_from(folder, small({f"{NODE}/key": key}))
     assert (result.returncode, result.stdout) == (2, "")
-    assert (
-        refusal(result.stderr)
-        == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
-    )
+    said = refusal(result.stderr)
+    assert said == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
     assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
 
 
 @pytest.mark.parametrize("key", ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])
 def test_ml_dsa_makes_a_chain_and_a_handshake_or_a_line_names_what_it_takes(
-    start: Start, accept: Accept, key: str
+    tmp_path: Path, accept: Accept, key: str
 ) -> None:
     if key not in ML_DSA:
-        require_newer_cryptography(start, key)
+        require_newer_cryptography(tmp_path, key)
         return
 
     keys = accept(CHAINS) / "keys"
@@ -888,8 +864,7 @@ def test_a_name_outside_of_its_cas_constraints_is_an_error_and_is_not_written(
     }
     assert verifies(accept(small(allowed)) / "keys" / "node")
     text = small({**allowed, "keys/nodes/node/extensions/subjectAltName": "DNS:node.test"})
-    (tmp_path / "sros_config.yml").write_text(text)
-    result = generate(tmp_path)
+    result = generate_from(tmp_path, text)
     assert result.returncode == 1
     assert re.fullmatch(f"{GENERATE.name}: error: .*node.*permitted.*\n", result.stderr)
     assert not (tmp_path / "keys" / "node").exists()
@@ -950,6 +925,34 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert "directory" in refusal(result.stderr).lower()
     assert not (tmp_path / "keys").exists()
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of the keys folder's files. Those on record have random ones."""
+    return {str(path.relative_to(folder)) for path in folder.glob("keys/*/*.pem")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        small(),
+        small({f"{NODE}/key": "rsa:1024"}),
+        "keys: [root]\n",
+        "[" * 5000,
+        b"\xff\xfe\xff",
+    ],
+    ids=["sound", "a field", "the file", "deep", "no text"],
+)
+def test_a_process_prints_and_makes_the_same_as_main(
+    tmp_path_factory: pytest.TempPathFactory, text: str | bytes
+) -> None:
+    here, there = (tmp_path_factory.mktemp(name) for name in ("here", "there"))
+    expected = generate_from(here, text)
+    shutil.copy(here / "sros_config.yml", there)
+    result = generate(there)
+    assert result.returncode == expected.returncode
+    assert (result.stdout, result.stderr) == (expected.stdout, expected.stderr)
+    assert names_in(there) == names_in(here)
 
 
 WHOLE: list[tuple[str | bytes, str]] = [
@@ -1031,7 +1034,9 @@ KEY = f"{ROOT}/key"
     ]
 )
 def test_what_nobody_writes_by_hand_is_one_line_at_once(compare: Compare, case: Case) -> None:
+    before = time.process_time()
     compare(case)
+    assert time.process_time() - before < 3
 
 
 DUPLICATES = [
@@ -1167,7 +1172,7 @@ def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
         NODE,
         ("key", "rsa:1024", "rsa:2048", "rsa:2048"),
         ("key", "rsa:2047", "rsa:2048", "rsa:2048"),
-        ("key", "rsa:16384", "rsa:8192", "8192"),
+        ("key", "rsa:16384", "rsa:4096", "8192"),
         ("key", "rsa", "rsa:2048", "rsa:"),
         ("key", "ec:secp256k1", "ec:secp384r1", "prime256v1"),
         ("key", "ec:P-521", "ec:secp521r1", "secp521r1"),
@@ -1181,6 +1186,13 @@ def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
 )
 def test_a_bad_key_type_or_digest_is_refused(compare: Compare, case: Case) -> None:
     compare(case)
+
+
+@pytest.mark.slow  # up to a minute
+def test_the_largest_rsa_key_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "sros_config.yml").write_text(small({f"{NODE}/key": "rsa:8192"}))
+    fine(generate(tmp_path))
+    assert "Public-Key: (8192 bit)" in text_of(tmp_path / "keys/node")
 
 
 @cases(

@@ -16,32 +16,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import configure, generate, openssl, run, without_ciphers
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import ExtensionOID
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     NEW_KEY,
     SERVER_EXTENSIONS,
     SUBJECT,
-    Result,
     certificate,
-    complaints,
-    drop,
-    edit,
-    faults,
-    fine,
     judge,
-    keep_only,
     revoked_serials,
-    seldom,
     serial,
-    states,
-    tree,
 )
+from configurations import configure, edit, without_ciphers
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtensionOID
+from folders import drop, keep_only, seldom, tree
 from needs import needs
+from running import Result, complaints, faults, fine, generate, openssl, run, states
 
 pytestmark = pytest.mark.slow  # what other programs make, they make slowly
 Keys = dict[str, Any]

@@ -22,15 +22,16 @@ from unittest import mock
 
 import pytest
 import yaml
-from conftest import GENERATE, PHRASES, ROOT, generate
+from certificates import certificate, lists
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
-from folders import DERIVED, certificate, lists
+from folders import DERIVED
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from OpenSSL import crypto
+from running import GENERATE, PHRASES, ROOT, generate
 
 import simple_key_generation
 

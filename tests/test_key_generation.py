@@ -16,40 +16,34 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
-from conftest import (
-    DEADLINE,
-    GENERATE,
-    PHRASES,
-    configure,
-    environment,
-    generate,
-    openssl,
-    run,
-)
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     NEW_KEY,
-    NODE_FILES,
     SERVER_EXTENSIONS,
     SUBJECT,
-    add_client2,
     certificate,
-    changed,
-    complaints,
-    drop,
-    edit,
-    fine,
-    keep_only,
-    later,
     lists,
     make_ca,
     make_list,
     number,
-    refused,
     sign,
-    tree,
+)
+from configurations import add_client2, configure, edit
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from folders import NODE_FILES, changed, drop, keep_only, tree
+from running import (
+    DEADLINE,
+    GENERATE,
+    PHRASES,
+    complaints,
+    environment,
+    fine,
+    generate,
+    later,
+    openssl,
+    refused,
+    run,
     warned,
 )
 

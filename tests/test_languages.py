@@ -13,9 +13,11 @@ import pages
 import programs
 import pytest
 import yaml
-from conftest import DEADLINE, Server, client, configure, generate
+from configurations import configure
+from exchanges import Server, client
 from needs import needs_package
 from programs import Program, free_port, paste, recipe, running
+from running import DEADLINE, generate
 
 pytestmark = pytest.mark.slow
 

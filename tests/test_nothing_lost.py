@@ -34,31 +34,25 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
 import pytest
-from conftest import (
+from certificates import make_list, number
+from configurations import add_client2, configure
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from folders import NODE_FILES, drop, tree
+from needs import needs, needs_root, skip
+from running import (
     DEADLINE,
     GENERATE,
     PHRASES,
-    configure,
+    Result,
+    complaints,
     environment,
+    fine,
     generate,
     openssl,
+    refused,
     run,
 )
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from folders import (
-    NODE_FILES,
-    Result,
-    add_client2,
-    complaints,
-    drop,
-    fine,
-    make_list,
-    number,
-    refused,
-    tree,
-)
-from needs import needs, needs_root, skip
 
 T = TypeVar("T")
 R = TypeVar("R")

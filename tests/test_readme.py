@@ -17,9 +17,10 @@ import pytest
 import test_languages
 import test_programs
 import test_robots
-from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
+from exchanges import Server
 from needs import PACKAGES, needs, needs_those_of
 from programs import answers, free_port, running
+from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
 README = pages.README
 SECTIONS = pages.sections(README)

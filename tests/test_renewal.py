@@ -13,48 +13,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import (
-    CLIENT,
-    GENERATE,
-    SERVER,
-    Server,
-    ask,
-    client,
-    configure,
-    connect,
-    generate,
-    openssl,
-    run,
-)
-from cryptography import x509
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     NEW_KEY,
     SUBJECT,
-    Result,
-    add_client2,
     certificate,
-    changed,
-    drop,
-    edit,
-    faults,
-    fine,
     judge,
-    keep_only,
-    later,
     lists,
     make_list,
     number,
-    record,
-    refused,
     revoked_serials,
     serial,
     sign,
+)
+from configurations import add_client2, configure, edit
+from cryptography import x509
+from exchanges import Server, ask, client, connect
+from folders import changed, drop, keep_only, record, tree
+from programs import free_port, running
+from running import (
+    CLIENT,
+    GENERATE,
+    SERVER,
+    Result,
+    faults,
+    fine,
+    generate,
+    later,
+    openssl,
+    refused,
+    run,
     states,
-    tree,
     warned,
 )
-from programs import free_port, running
 
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"

@@ -17,38 +17,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import GENERATE, PHRASES, Terminal, configure, generate, openssl, run
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     SERVER_EXTENSIONS,
     SUBJECT,
-    Result,
-    add_client2,
     certificate,
-    changed,
-    complaints,
-    drop,
-    edit,
-    faults,
-    fine,
     judge,
-    later,
     lists,
     make_ca,
     number,
-    refused,
     revoked_serials,
-    seldom,
     serial,
     sign,
+)
+from configurations import add_client2, configure, edit
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from folders import changed, drop, seldom, tree
+from needs import needs
+from running import (
+    GENERATE,
+    PHRASES,
+    Result,
+    Terminal,
+    complaints,
+    faults,
+    fine,
+    generate,
+    later,
+    openssl,
+    refused,
+    run,
     states,
-    tree,
     warned,
 )
-from needs import needs
 
 pytestmark = pytest.mark.slow  # years pass in nearly all of them
 MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
