@@ -1294,7 +1294,7 @@ def test_a_chain_longer_than_its_path_length_is_refused(compare: Compare, case: 
     compare(case)
 
 
-PAST = "now|past"
+PAST = "in the (future|past)"
 FORM = "form|offset"
 
 
@@ -1434,9 +1434,9 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         (SAN, "DNS:192.0.2.1", "IP:192.0.2.1", "DNS"),
         (SAN, "DNS:bücher.example", "DNS:xn--bcher-kva.example", "ASCII|xn--"),
         (SAN, "IP:192.0.2.256", "IP:192.0.2.255", "address|octet|255"),
-        (SAN, "IP:192.0.2.0/24", "IP:192.0.2.24", "address|octet|can't be IP"),
-        (SAN, "IP:localhost", "IP:127.0.0.1", "address|can't be IP"),
-        (SAN, "email:robot", "email:robot@robots.example", "can't be email"),
+        (SAN, "IP:192.0.2.0/24", "IP:192.0.2.24", "address|octet"),
+        (SAN, "IP:localhost", "IP:127.0.0.1", "address"),
+        (SAN, "email:robot", "email:robot@robots.example", "not a valid email name"),
         ("extensions/crlDistributionPoints", "http://a/", "URI:http://a/", "URI:"),
         ("extensions/authorityInfoAccess", "OCSP;http://a/", "OCSP;URI:http://a/", "URI:"),
         (

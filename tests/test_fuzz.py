@@ -33,10 +33,10 @@ STRICT |= crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # None: where tempfile puts it
 PREFIX = f"{GENERATE.name}: "
 NOT_CONFIGURATION = [  # status 1: what the environment lacks, and what only OpenSSL can judge
-    r"\w+: is no environment variable, and no terminal answers",
+    r"\w+: is not set, and there is no terminal to ask on",
     r"\w+: a pass phrase must have 1 to 1023 bytes",
     r"keys/\S+/cert\.pem: .+ \(.*\): --renew it, or (set the clock|mend its configuration)",
-    r"sros_config\.yml: keys\.\S+\.validity\.\w+: \S+ (has passed|is still to come): .+",
+    r"sros_config\.yml: keys\.\S+\.validity\.\w+: \S+ (has passed|is in the future): .+",
     r"keys: left alone: \d+ below \S+, which failed or is revoked",
 ]
 KEYS: dict[str, Callable[[], Any]] = {
@@ -625,7 +625,7 @@ def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(
             before = {path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")}
             again = generate_here(folder)
             assert again.returncode == 0
-            assert all("due for --renew" in each for each in lines_of(again))
+            assert all("is due for --renew" in each for each in lines_of(again))
             assert {
                 path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")
             } == before

@@ -38,6 +38,7 @@ from running import (
     PHRASES,
     complaints,
     environment,
+    faults,
     fine,
     generate,
     later,
@@ -802,7 +803,9 @@ def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
             if what == two:  # are made one
                 flip(path, decoded(path).index(bytes.fromhex("06032a0305")) + 4)
         before = tree(copy)
-        refused(generate(copy), "keys/client/cert.pem: is damaged, or not what its name says")
+        refused(
+            generate(copy), "keys/client/cert.pem: is damaged, or is not what its name says"
+        )
         assert tree(copy) == before, what
 
     x400 = "2.5.29.18 = DER:30:02:a3:00"
@@ -886,7 +889,9 @@ def test_damage_deep_inside_names_the_file(copy: Path, name: str) -> None:
 
 def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
     drop(copy / "keys", "master")
-    refused(generate(copy), "keys/server/cert.pem", "keys/client/cert.pem")
+    result = generate(copy)
+    faults(result, "keys/server/cert.pem", "keys/client/cert.pem")
+    assert "new to the nodes: master: copy crl.pem" in result.stderr
     drop(copy / "keys", "server", "client")
     fine(generate(copy))
 
@@ -915,10 +920,11 @@ def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(
         if first == "moved"
         else "unable to get local issuer certificate"
     )
-    for _ in range(2):
-        refused(
-            generate(copy), *(f"keys/{name}/cert.pem: {why}" for name in ("server", "client"))
-        )
+    failed = [f"keys/{name}/cert.pem: {why}" for name in ("server", "client")]
+    result = generate(copy)
+    faults(result, *failed)
+    assert "new to the nodes: sub: copy crl.pem" in result.stderr
+    refused(generate(copy), *failed)
     sub, made = (certificate(copy / "keys" / name / "cert.pem") for name in ("sub", "client2"))
     assert made.issuer == sub.subject
     fine(generate(copy, "--renew", "server", "client"))
@@ -1051,7 +1057,7 @@ def test_a_nodes_copy_is_read_as_often_however_many_cas_there_are(copy: Path) ->
         copy,
         lambda keys: keys.update({f"master{number}": keys["master"] for number in range(5)}),
     )
-    fine(generate(copy))
+    warned(generate(copy), "new to the nodes: master0, master1, master2, master3, master4: ")
     assert opened() == before > 0
 
 
@@ -1087,7 +1093,7 @@ def test_a_ca_without_key_and_list_gives_its_nodes_no_list(copy: Path, name: str
     crl = (keys / name / "crl.pem").read_bytes()
     keep_only(keys / name, "cert.pem")
     drop(keys, "server/crl.pem", "client/crl.pem")
-    warned(generate(copy), f"keys/{name}/crl.pem")
+    refused(generate(copy), f"keys/{name}/crl.pem: is missing")
     assert not [
         path for path in keys.glob("*/crl.pem") if path.parent.name in ("server", "client")
     ]

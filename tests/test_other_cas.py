@@ -46,7 +46,6 @@ from running import (
     openssl,
     refused,
     run,
-    warned,
 )
 
 pytestmark = pytest.mark.slow
@@ -338,7 +337,7 @@ def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
     assert tree(keys) == after
 
 
-def test_a_root_that_brings_no_list_is_warned_of_and_its_nodes_get_none(
+def test_a_root_that_brings_no_list_is_an_error_and_its_nodes_get_none(
     asking: Asking, serve: Serve
 ) -> None:
     folder, root, _ = asking
@@ -348,8 +347,7 @@ def test_a_root_that_brings_no_list_is_warned_of_and_its_nodes_get_none(
     root.sign(
         keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
     )
-    (line,) = warned(generate(folder), "keys/root/crl.pem")
-    assert "missing" in line
+    refused(generate(folder), "keys/root/crl.pem: is missing")
     assert {path.name for path in (keys / "server").iterdir()} == NODE_FILES - {"crl.pem"}
     assert {path.name for path in (keys / "client").iterdir()} == NODE_FILES - {"crl.pem"}
     assert not (keys / "root/crl.pem").exists()

@@ -349,7 +349,9 @@ def test_the_tables_name_every_key_type_and_field_that_the_script_knows(
         (tmp_path / "sros_config.yml").write_text(text.replace(old, new, 1))
         result = run(sys.executable, ROOT / "simple_key_generation.py", cwd=tmp_path)
         return {
-            *re.findall(pattern, result.stderr.partition(" there are ")[2] or result.stderr)
+            *re.findall(
+                pattern, result.stderr.partition(" the known ones are ")[2] or result.stderr
+            )
         }
 
     def told(row: str) -> set[str]:

@@ -718,7 +718,7 @@ def test_a_revoked_certificate_is_an_error_where_the_roots_list_is_missing_too(
     keep_only(keys / "root", "cert.pem")
     drop(keys, *(f"{node}/crl.pem" for node in NODES))
     result = generate(lessened, "--renew", "client", env=MASTERS)
-    faults(result, "rm -r keys/client")
+    faults(result, "keys/root/crl.pem: is missing", "rm -r keys/client")
 
 
 # --- Revocation: what peers make of it -------------------------------------------------------
@@ -931,12 +931,12 @@ def test_the_roots_list_in_its_last_third_is_a_warning_without_its_key(tmp_path:
     assert number(*lists(tmp_path / "keys/root/crl.pem")) == 2
 
 
-def test_a_ca_that_came_without_its_list_is_the_same_warning_at_every_run(copy: Path) -> None:
+def test_a_ca_that_came_without_its_list_is_the_same_error_at_every_run(copy: Path) -> None:
     keep_only(copy / "keys/root", "cert.pem")
     drop(copy / "keys", "server/crl.pem", "client/crl.pem")
-    warned(generate(copy), "keys/root/crl.pem")
+    refused(generate(copy), "keys/root/crl.pem: is missing")
     before = tree(copy)
-    warned(generate(copy), "keys/root/crl.pem")
+    refused(generate(copy), "keys/root/crl.pem: is missing")
     assert tree(copy) == before
 
 
