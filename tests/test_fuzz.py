@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from certificates import certificate, lists
+from certificates import CA, certificate, certify, issue, lists, pem
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa
@@ -1069,18 +1069,11 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "keys" / "client" / "csr.pem").write_bytes(
         request.public_bytes(serialization.Encoding.PEM)
     )
-    root = certificate(folder / "keys" / "root" / "cert.pem")
-    higher = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Company")])
-    builder = x509.CertificateBuilder(higher, root.subject, root.public_key()).serial_number(7)
-    builder = builder.not_valid_before(root.not_valid_before_utc).not_valid_after(
-        root.not_valid_after_utc
-    )
-    for extension in root.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    cross = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-    (folder / "keys" / "root" / "cross.pem").write_bytes(
-        cross.public_bytes(serialization.Encoding.PEM)
-    )
+    root = certificate(folder / "keys/root/cert.pem")
+    company, days = issue(None, "Company", CA), (-1, 4000)
+    own = {str(each.oid): (each.value, each.critical) for each in root.extensions}
+    cross = certify(company, root.subject, root.public_key(), days, own=None, **own)
+    (folder / "keys/root/cross.pem").write_bytes(pem(cross))
     fine(generate_here(folder))
     return folder
 

@@ -26,6 +26,8 @@ from certificates import (
     make_ca,
     make_list,
     number,
+    on_list,
+    serial,
     sign,
 )
 from configurations import add_client2, configure, edit
@@ -1104,7 +1106,7 @@ def test_a_ca_without_key_and_list_gives_its_nodes_no_list(copy: Path, name: str
 
 def test_a_revoked_certificate_is_an_error(copy: Path) -> None:
     keys = copy / "keys"
-    newest = make_list(keys / "master", "sros", 2, keys / "server/cert.pem")
+    newest = make_list(keys / "master", "sros", 2, on_list(serial(keys / "server")))
     (keys / "master/crl.pem").write_bytes(newest)
     (line,) = refused(generate(copy), "keys/server/cert.pem")
     assert "revoked" in line
