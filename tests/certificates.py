@@ -256,12 +256,21 @@ NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 def sign(
-    request: Path, ca: Path, phrase: str, extensions: str, out: Path, digest: str = "sha256"
+    request: Path, ca: Path, phrase: str, extensions: str, out: Path, *options: str
 ) -> None:
-    """Sign a request elsewhere: with a CA's folder, by openssl."""
+    """Sign a request with a CA's folder, by openssl."""
     pair = ("-CA", ca / "cert.pem", "-CAkey", ca / "key.pem", "-passin", f"pass:{phrase}")
-    how = ("-days", "300", "-extfile", "/dev/stdin", f"-{digest}", "-out", out)
-    openssl("x509", "-req", "-in", request, *pair, *how, stdin=extensions)
+    how = ("-days", "300", "-extfile", "/dev/stdin", "-out", out)
+    openssl("x509", "-req", "-in", request, *pair, *how, *options, stdin=extensions)
+
+
+def cross_certify(root: Path, folder: Path, out: Path, *options: str) -> None:
+    """Have a higher CA in a new folder certify a root, whose key has the pass phrase root."""
+    request = folder.with_suffix(".csr")
+    higher = make_ca(folder, "higher", "-newkey", "rsa:2048", "-nodes")
+    key = ("-signkey", root / "key.pem", "-passin", "pass:root")
+    openssl("x509", "-x509toreq", "-in", root / "cert.pem", *key, "-out", request)
+    sign(request, higher, "", CA_EXTENSIONS.replace(", pathlen:0", ""), out, *options)
 
 
 def make_ca(folder: Path, name: str, *key: str) -> Path:

@@ -99,3 +99,33 @@ def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
         assert data, "the server closed"
         answer += data
     return answer[:-1]
+
+
+SERVED = "accepted\nread: [hola]\nclosed\n"
+ANSWERED = "connected\nread: [hello]\n"
+Serve = Callable[..., Server]
+
+
+def exchange(serve: Serve, server: Path, peer: Path) -> None:
+    """Require a successful exchange of two folders."""
+    started = serve("-k", str(server))
+    result = client(started.port, peer)
+    assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
+    assert started.printed(SERVED)
+
+
+def refuse(serve: Serve, server: Path, peer: Path, by: str, reason: str, alert: str) -> None:
+    """Require that one side refuses the other for a reason, which gets an alert."""
+    started = serve("-k", str(server))
+    result = client(started.port, peer)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert started.complained("error: ") and started.out.read_text() == ""
+    (mine,) = result.stderr.splitlines()
+    (theirs,) = [line for line in started.err.read_text().splitlines() if "error: " in line]
+    assert mine.startswith(f"{CLIENT.name}: error: ")
+    assert theirs.startswith(f"{SERVER.name}: error: ")
+    lines = {"client": mine, "server": theirs}
+    verifier = lines.pop(by)
+    (other,) = lines.values()
+    assert reason in verifier and "alert" not in verifier
+    assert f"alert {alert}" in other

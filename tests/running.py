@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -203,6 +203,14 @@ def states(result: Result) -> dict[str, str]:
     """Return what a run printed of each entry: made, kept, renewed or revoked."""
     lines = [re.sub(r"^\[ *\d+/\d+\] ", "", line) for line in result.stdout.splitlines()]
     return {line.split()[0]: line.split()[1] for line in lines}
+
+
+def poll(condition: Callable[[], bool], printed: Callable[[], str] = str) -> None:
+    """Wait until a condition holds; fail with what was printed if it never does."""
+    until = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < until, printed()
+        select.select([], [], [], 0.02)
 
 
 # --- At a terminal ---------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def another(place: str, name: str) -> dict[str, str]:
 # --- A broken configuration beside a sound one -----------------------------------------------
 
 
-class Case(NamedTuple):
+class Twins(NamedTuple):
     """A broken configuration, its sound twin, and what must be said of the broken one."""
 
     broken: str | bytes
@@ -100,14 +100,14 @@ class Case(NamedTuple):
     label: str = ""
 
 
-def cases(each: list[Case]) -> pytest.MarkDecorator:
+def cases(each: list[Twins]) -> pytest.MarkDecorator:
     """Run a test once for each of the cases."""
     return pytest.mark.parametrize(
         "case", each, ids=lambda case: case.label or case.place or None
     )
 
 
-def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
+def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Twins]:
     """Return cases of a field, its broken value, its sound value, and the reason.
 
     The sound values stand in entries like the one that is broken, all in one configuration.
@@ -117,7 +117,7 @@ def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
         name = f"{os.path.basename(entry)}-{number}"
         fields |= another(entry, name) | {f"{os.path.dirname(entry)}/{name}/{field}": sound}
     return [
-        Case(
+        Twins(
             small({f"{entry}/{field}": broken}),
             small(fields),
             f"{entry}/{field}".replace("/", "."),
@@ -129,7 +129,7 @@ def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
 
 
 Accept = Callable[[str], Path]
-Compare = Callable[[Case], None]
+Compare = Callable[[Twins], None]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def accept(tmp_path_factory: pytest.TempPathFactory) -> Accept:
 def compare(tmp_path: Path, accept: Accept) -> Compare:
     """Require one line with place and reason, nothing made, and an accepted twin."""
 
-    def check(case: Case) -> None:
+    def check(case: Twins) -> None:
         folder = tmp_path / "here"
         folder.mkdir()
         result = generate_from(folder, case.broken)
@@ -309,9 +309,9 @@ def test_merges_anchors_names_and_unset_fields_in_any_order(accept: Accept) -> N
     assert all(verifies(keys / name) for name in ("arm", "leg", "eye", "ear"))
 
 
-@cases([Case(MERGES + ANCHORS, ANCHORS + MERGES, "", "alias.*line 4")])
+@cases([Twins(MERGES + ANCHORS, ANCHORS + MERGES, "", "alias.*line 4")])
 def test_an_anchor_that_is_used_before_it_stands_is_refused(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -979,8 +979,8 @@ WHOLE: list[tuple[str | bytes, str]] = [
 ]
 
 
-@cases([Case(text, small(), "", reason) for text, reason in WHOLE])
-def test_what_is_no_mapping_in_yaml_is_refused(compare: Compare, case: Case) -> None:
+@cases([Twins(text, small(), "", reason) for text, reason in WHOLE])
+def test_what_is_no_mapping_in_yaml_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -994,11 +994,11 @@ ALIASES = [
 
 @cases(
     [
-        Case(broken + small(), sound + small(), "", "recursive|itself|circle|cycle|loop")
+        Twins(broken + small(), sound + small(), "", "recursive|itself|circle|cycle|loop")
         for broken, sound in ALIASES
     ],
 )
-def test_recursive_aliases_are_refused(compare: Compare, case: Case) -> None:
+def test_recursive_aliases_are_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1010,21 +1010,21 @@ KEY = f"{ROOT}/key"
 
 @cases(
     [
-        Case(
+        Twins(
             BOMB + small({KEY: "*a8"}),
             BOMB + small(),
             "keys.root.key",
             "list",
             "aliases of aliases",
         ),
-        Case(
+        Twins(
             small({KEY: "!!bool x"}),
             small({KEY: "!!str ed25519"}),
             "",
             "'x'",
             "no truth value",
         ),
-        Case(
+        Twins(
             small({f"{NODE}/extensions/1.2.3.04": "DER:0500"}),
             small({f"{NODE}/extensions/1.2.3.4": "DER:0500"}),
             f"{NODE}/extensions/1.2.3.04".replace("/", "."),
@@ -1033,7 +1033,7 @@ KEY = f"{ROOT}/key"
         ),
     ]
 )
-def test_what_nobody_writes_by_hand_is_one_line_at_once(compare: Compare, case: Case) -> None:
+def test_what_nobody_writes_by_hand_is_one_line_at_once(compare: Compare, case: Twins) -> None:
     before = time.process_time()
     compare(case)
     assert time.process_time() - before < 3
@@ -1056,11 +1056,11 @@ DUPLICATES = [
 
 @cases(
     [
-        Case(small().replace(once, again + once, 1), small(), "", rf"\b{name}.*line \d+")
+        Twins(small().replace(once, again + once, 1), small(), "", rf"\b{name}.*line \d+")
         for once, again, name in DUPLICATES
     ],
 )
-def test_a_duplicate_field_is_refused(compare: Compare, case: Case) -> None:
+def test_a_duplicate_field_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1069,7 +1069,7 @@ TWO = "x-a: &a {key: ed25519}\nx-b: &b {digest: ~}\n" + small()
 
 @cases(
     [
-        Case(
+        Twins(
             TWO.replace("  root:\n", "  root:\n    <<: *a\n    <<: *b\n"),
             TWO.replace("  root:\n", "  root:\n    <<: [*a, *b]\n"),
             "",
@@ -1078,7 +1078,7 @@ TWO = "x-a: &a {key: ed25519}\nx-b: &b {digest: ~}\n" + small()
     ],
 )
 def test_a_duplicate_merge_is_refused_and_a_list_of_merges_is_not(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -1096,7 +1096,7 @@ UNKNOWN = [
 
 @cases(
     [
-        Case(
+        Twins(
             small({place: "red"}),
             small({f"x-{place}": "red" for place in UNKNOWN if "/" not in place}),
             place.replace("/", ".") if "/" in place else "",
@@ -1107,7 +1107,7 @@ UNKNOWN = [
         for place in UNKNOWN
     ],
 )
-def test_an_unknown_field_is_refused(compare: Compare, case: Case) -> None:
+def test_an_unknown_field_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1128,7 +1128,7 @@ WRONG_TYPES = [
 
 @cases(
     [
-        Case(
+        Twins(
             small({place: broken}),
             small(),
             place.replace("/", "."),
@@ -1137,7 +1137,7 @@ WRONG_TYPES = [
         for place, broken in WRONG_TYPES
     ],
 )
-def test_a_wrong_type_is_refused(compare: Compare, case: Case) -> None:
+def test_a_wrong_type_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1154,7 +1154,7 @@ MISSING = [
 
 @cases(
     [
-        Case(
+        Twins(
             small({f"{entry}/{field}": "~"}),
             small(),
             entry.replace("/", "."),
@@ -1163,7 +1163,7 @@ MISSING = [
         for entry, field in MISSING
     ],
 )
-def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
+def test_a_missing_field_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1184,7 +1184,7 @@ def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
         ("digest", "sha3-512", "sha512", "sha256"),
     ),
 )
-def test_a_bad_key_type_or_digest_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_key_type_or_digest_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1197,7 +1197,7 @@ def test_the_largest_rsa_key_is_accepted(tmp_path: Path) -> None:
 
 @cases(
     [
-        Case(
+        Twins(
             small({f"{NODE}/key": key, f"{NODE}/digest": "sha512"}),
             small({f"{NODE}/key": key, f"{NODE}/digest": "~"}),
             "keys.nodes.node.digest",
@@ -1207,7 +1207,7 @@ def test_the_largest_rsa_key_is_accepted(tmp_path: Path) -> None:
     ],
 )
 def test_a_digest_for_a_key_that_hashes_by_itself_is_refused(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -1217,7 +1217,7 @@ ENCRYPTED = {f"{NODE}/cipher": "aes-256-cbc", f"{NODE}/passphrase": "SROS_PASSPH
 
 @cases(
     [
-        Case(
+        Twins(
             small({**ENCRYPTED, f"{NODE}/{field}": broken}),
             small(ENCRYPTED),
             f"keys.nodes.node{place}",
@@ -1231,7 +1231,7 @@ ENCRYPTED = {f"{NODE}/cipher": "aes-256-cbc", f"{NODE}/passphrase": "SROS_PASSPH
         ]
     ],
 )
-def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1249,7 +1249,7 @@ def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> 
             ("issuer", "master", "root", "circle|cycle|itself"),
         ),
         *[
-            Case(
+            Twins(
                 small(
                     {
                         f"{ROOT}/issuer": each,
@@ -1270,7 +1270,7 @@ def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> 
     ],
 )
 def test_an_issuer_that_is_no_ca_or_leads_in_a_circle_is_refused(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -1281,7 +1281,7 @@ LIMIT = f"{ROOT}/extensions/basicConstraints"
 
 @cases(
     [
-        Case(
+        Twins(
             small({**below, LIMIT: f"critical, CA:TRUE, pathlen:{limit}"}),
             small({**below, LIMIT: f"critical, CA:TRUE, pathlen:{limit + 1}"}),
             place,
@@ -1290,7 +1290,7 @@ LIMIT = f"{ROOT}/extensions/basicConstraints"
         for below, limit, place in [({}, 0, "keys.master"), (LOW, 1, "keys.low")]
     ],
 )
-def test_a_chain_longer_than_its_path_length_is_refused(compare: Compare, case: Case) -> None:
+def test_a_chain_longer_than_its_path_length_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1312,7 +1312,7 @@ FORM = "form|offset"
         ),
         *table(ROOT, ("validity/nextUpdate", "-1d", "1d", PAST)),
         *[
-            Case(
+            Twins(
                 small({f"{NODE}/validity/notBefore": begin, f"{NODE}/validity/notAfter": end}),
                 small(
                     {
@@ -1325,7 +1325,7 @@ FORM = "form|offset"
             )
             for begin, end in [("2041-01-01", "2040-01-01"), ("-1d", "-2d")]
         ],
-        Case(
+        Twins(
             small({f"{NODE}/validity/nextUpdate": "30d"}),
             small({f"{MASTER}/validity/nextUpdate": "30d"}),
             "keys.nodes.node.validity.nextUpdate",
@@ -1333,7 +1333,7 @@ FORM = "form|offset"
         ),
     ],
 )
-def test_a_bad_validity_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_validity_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1353,7 +1353,7 @@ def test_a_bad_validity_is_refused(compare: Compare, case: Case) -> None:
         ("extensions/subjectAltName", "DNS:$nom", "DNS:$name", r"\$name"),
     ),
 )
-def test_a_bad_text_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_text_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1409,7 +1409,7 @@ CA_TRUE = "critical, CA:TRUE"
         ),
     ],
 )
-def test_a_bad_extension_of_a_ca_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_extension_of_a_ca_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1459,7 +1459,7 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         ("extensions/2.5.29.19", "DER:3000", "~", "field"),
     ),
 )
-def test_a_bad_extension_of_a_node_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_extension_of_a_node_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1474,7 +1474,7 @@ BAD_NAMES = [
 
 @cases(
     [
-        Case(small().replace(f"{name}:\n", f"{bad}:\n"), small(), place, "form|name|quotes")
+        Twins(small().replace(f"{name}:\n", f"{bad}:\n"), small(), place, "form|name|quotes")
         for name, place, bads in [
             ("    node", "keys.nodes", BAD_NAMES),
             ("  master", "keys", ["../x", OUTSIDE, '""']),
@@ -1482,14 +1482,14 @@ BAD_NAMES = [
         for bad in [name[: -len(name.strip())] + bad for bad in bads]
     ],
 )
-def test_a_name_that_is_no_folder_is_refused(compare: Compare, case: Case) -> None:
+def test_a_name_that_is_no_folder_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
     assert not os.path.lexists(OUTSIDE)
 
 
 @cases(
     [
-        Case(
+        Twins(
             small().replace("    node:\n", f"    {name}:\n"),
             small().replace("    node:\n", f"    {name}2:\n"),
             "keys.nodes",
@@ -1498,7 +1498,7 @@ def test_a_name_that_is_no_folder_is_refused(compare: Compare, case: Case) -> No
         for name in ("root", "master")
     ],
 )
-def test_a_name_under_keys_and_under_nodes_is_refused(compare: Compare, case: Case) -> None:
+def test_a_name_under_keys_and_under_nodes_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 

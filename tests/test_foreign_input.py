@@ -25,6 +25,7 @@ from certificates import (
     judge,
     revoked_serials,
     serial,
+    sign,
 )
 from configurations import configure, edit, without_ciphers
 from cryptography import x509
@@ -1015,10 +1016,7 @@ def signed_elsewhere(folder: Path, name: str, number: str, out: Path) -> None:
     request = folder / "request.pem"
     key = folder / "keys" / name / "key.pem"
     openssl("req", "-new", "-key", key, "-subj", SUBJECT + name, "-out", request)
-    ca = folder / "keys/master"
-    pair = ("-CA", ca / "cert.pem", "-CAkey", ca / "key.pem", "-set_serial", number)
-    how = ("-days", "300", "-extfile", "/dev/stdin", "-out", out)
-    openssl("x509", "-req", "-in", request, *pair, *how, stdin=SERVER_EXTENSIONS)
+    sign(request, folder / "keys/master", "", SERVER_EXTENSIONS, out, "-set_serial", number)
     request.unlink()
 
 

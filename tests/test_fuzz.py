@@ -1117,16 +1117,16 @@ def harm(damage: Damage, path: Path, files: list[Path], foreign: Path) -> list[P
     return [path]
 
 
-State = tuple[int, bytes | str | None]  # the mode, and what a file has or a link names
-States = dict[Path, State]
+Mark = tuple[int, bytes | str | None]  # the mode, and what a file has or a link names
+Marks = dict[Path, Mark]
 
 
-def states(folder: Path, names: Collection[Path]) -> States:
+def marks_of(folder: Path, names: Collection[Path]) -> Marks:
     """Return what stands at each of the names in a folder."""
-    return {name: state(folder / name) for name in names}
+    return {name: mark_of(folder / name) for name in names}
 
 
-def state(path: Path) -> State:
+def mark_of(path: Path) -> Mark:
     """Return what stands at a path."""
     if path.is_symlink():
         return path.lstat().st_mode, os.readlink(path)
@@ -1139,7 +1139,7 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
 ) -> None:
     """Kept files are never overwritten. Derived ones are right, or an error says why."""
     names = sorted(path.relative_to(whole) for path in whole.glob("keys/**/*.pem"))
-    original = states(whole, names)
+    original = marks_of(whole, names)
 
     def check(drawn: list[tuple[Path, Damage]]) -> None:
         with scratch() as place:
@@ -1151,17 +1151,17 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
                     others = sorted(strangers.glob(f"keys/{name.parts[1]}/**/{name.name}"))
                     others += sorted(strangers.glob("keys/*/issued/*.pem"))
                     harmed |= {*harm(damage, folder / name, files, others[0])}
-            before = states(folder, names)
+            before = marks_of(folder, names)
             result = generate_here(folder)
             complaints = [each for each in lines_of(result) if each.startswith("error: ")]
             assert result.returncode == int(bool(complaints)), result
-            nothing_is_lost(original, before, states(folder, names), result)
+            nothing_is_lost(original, before, marks_of(folder, names), result)
             undo(harmed, whole, folder)
             fine(generate_here(folder))
             assert {path.relative_to(folder) for path in folder.glob("keys/**/*.pem")} == {
                 *names
             }
-            after = states(folder, names)
+            after = marks_of(folder, names)
             assert all(after[name][1] == original[name][1] for name in names)
 
     damages = st.builds(Damage, st.sampled_from(KINDS), PARTS, PARTS)
@@ -1170,7 +1170,7 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
     verify(whole / "keys")
 
 
-def nothing_is_lost(original: States, before: States, after: States, result: Result) -> None:
+def nothing_is_lost(original: Marks, before: Marks, after: Marks, result: Result) -> None:
     """Require kept files as before, and right derived ones unless there is an error."""
     for name in original:
         if is_derived(name):

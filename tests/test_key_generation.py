@@ -22,6 +22,7 @@ from certificates import (
     SERVER_EXTENSIONS,
     SUBJECT,
     certificate,
+    cross_certify,
     lists,
     make_ca,
     make_list,
@@ -58,11 +59,7 @@ def with_cross(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the keys in which a higher CA certified the trust anchor: to read only."""
     copy = tmp_path_factory.mktemp("crossed") / "copy"
     shutil.copytree(made, copy)
-    root, request = copy / "keys/root", copy / "root-csr.pem"
-    higher = make_ca(copy / "higher", "higher", "-newkey", "rsa:2048", "-nodes")
-    key = ("-signkey", root / "key.pem", "-passin", "pass:root")
-    openssl("x509", "-x509toreq", "-in", root / "cert.pem", *key, "-out", request)
-    sign(request, higher, "", CA_EXTENSIONS.replace(", pathlen:0", ""), root / "cross.pem")
+    cross_certify(copy / "keys/root", copy / "higher", copy / "keys/root/cross.pem")
     fine(generate(copy, env=None))
     return copy
 
@@ -564,7 +561,7 @@ def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: st
         extensions = SERVER_EXTENSIONS.replace(
             "keyid", "none" if whose == "not strict" else "keyid"
         )
-        sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", digest)
+        sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", f"-{digest}")
     before = tree(waiting)
     result = generate(waiting)
     if whose == "sound":

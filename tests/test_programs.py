@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from exchanges import Server, client
 from needs import needs_package
-from programs import Program, check_row, free_port, paste, poll, recipe, running
-from running import DEADLINE, PHRASES, generate
+from programs import Program, check_row, free_port, paste, recipe, running
+from running import DEADLINE, PHRASES, generate, poll
 
 pytestmark = pytest.mark.slow
 

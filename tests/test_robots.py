@@ -25,8 +25,8 @@ import pytest
 from configurations import configure
 from cryptography import x509
 from needs import needs
-from programs import Program, check_row, free_port, paste, poll, recipe, running
-from running import PHRASES, ROOT, generate, openssl, run
+from programs import Program, check_row, free_port, paste, recipe, running
+from running import PHRASES, ROOT, generate, openssl, poll, run
 
 pytestmark = pytest.mark.slow
 
