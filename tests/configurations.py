@@ -59,7 +59,8 @@ def add_client2(folder: Path) -> None:
     edit(folder, lambda keys: keys["nodes"].update(client2=keys["nodes"]["client"]))
 
 
-EXAMPLE = re.compile(r"^#    ([\w-]+):.*\n(?:#      .*\n)*", re.MULTILINE)
+# A node with all its lines, or a line of master's extensions.
+EXAMPLE = re.compile(r"^#    (?:  )?([\w-]+):.*\n(?:#      .*\n)*", re.MULTILINE)
 
 
 def examples(text: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from configurations import add_client2, configure, edit
-from folders import changed, drop, tree
+from folders import changed, drop, seldom, tree
 from running import GENERATE, complaints, fine, generate, later, openssl
 
 Object = dict[str, Any]
@@ -152,7 +152,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", seldom(CASES, "kept", "renewed", "due", "expired"))
 def test_every_field_is_what_openssl_and_the_files_say(copy: Path, name: str) -> None:
     case = CASES[name]
     case.prepare(copy)
@@ -170,6 +170,7 @@ def test_every_field_is_what_openssl_and_the_files_say(copy: Path, name: str) ->
     ]
 
 
+@pytest.mark.slow
 def test_what_is_due_is_in_the_last_third_of_its_life_or_begins_in_the_future(
     copy: Path,
 ) -> None:
@@ -210,6 +211,22 @@ def test_what_cannot_be_read_is_null_and_its_problem_is_told(copy: Path) -> None
         assert {each[field] for field in FIELDS[3:10]} == {None}
         assert [problem["kind"] for problem in each["problems"]] == ["error"]
     assert found["client"]["written"] == ["keys/client/csr.pem", "keys/client/key.pem"]
+
+
+def test_a_folder_that_no_entry_names_has_an_object_of_its_own(copy: Path) -> None:
+    edit(copy, lambda keys: keys["nodes"].pop("client"))
+    result = generate(copy, "--json")
+    found = objects(result)
+    (warning,) = complaints(result, "warning", 0)
+    assert [*found] == ["root", "master", "server", "client"]
+    client = found["client"]
+    assert (client["state"], client["issuer"], client["written"]) == ("forgotten", None, [])
+    assert client["problems"] == [{"kind": "warning", "text": warning}]
+    values = printed("x509", copy / "keys/client/cert.pem", "-serial", "-enddate")
+    assert client["serial"] == values["serial"]
+    assert client["notAfter"] == moment(values["notAfter"])
+    fine(generate(copy, "--revoke", "client"))
+    assert [*objects(fine(generate(copy, "--json")))] == ["root", "master", "server"]
 
 
 def test_a_name_that_steers_a_terminal_is_escaped(copy: Path) -> None:

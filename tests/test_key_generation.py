@@ -582,6 +582,30 @@ def test_a_certificate_must_match_the_request_too(copy: Path) -> None:
     fine(generate(copy))
 
 
+def key_digest(key: Path) -> str:
+    """Return the SHA-256 of a public key, as the sender of a request prints it."""
+    command = 'openssl pkey -in "$0" -pubout -outform DER | sha256sum'
+    return run("bash", "-c", command, key).stdout.split()[0]
+
+
+def test_the_line_of_a_request_shows_the_digest_of_its_key_and_no_other_line_does(
+    copy: Path,
+) -> None:
+    keys = copy / "keys"
+    keep_only(keys / "server")
+    add_client2(copy)
+    files = ("-keyout", copy / "robot.pem", "-out", keys / "server/csr.pem")
+    openssl("req", "-new", *NEW_KEY, *files, "-subj", "/CN=x")
+    lines = fine(generate(copy)).stdout.splitlines()
+    digest = key_digest(copy / "robot.pem")
+    shown = [line.split()[0] for line in lines if "SHA-256" in line]
+    assert shown == ["server"]
+    (line,) = [line for line in lines if digest in line]
+    assert line.endswith(f", key elsewhere, SHA-256 of its key: {digest}")
+    assert "SHA-256" not in fine(generate(copy)).stdout
+    assert digest in fine(generate(copy, "--renew", "server")).stdout
+
+
 @pytest.mark.parametrize("key", ["ec", "rsa:1024", "rsa:2048", "signature"])
 def test_a_request_alone_is_checked_and_signed_as_the_configuration_says(
     copy: Path, key: str
@@ -631,7 +655,8 @@ def test_a_request_may_write_its_point_in_the_short_form(copy: Path) -> None:
     openssl(
         "req", "-new", "-key", copy / "short.pem", "-subj", "/CN=x", "-out", server / "csr.pem"
     )
-    fine(generate(copy))
+    result = fine(generate(copy))
+    assert key_digest(copy / "short.pem") in result.stdout
     fine(generate(copy))
     public = openssl("pkey", "-in", copy / "long.pem", "-pubout")
     assert openssl("x509", "-in", server / "cert.pem", "-noout", "-pubkey") == public

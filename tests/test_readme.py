@@ -14,9 +14,12 @@ from pathlib import Path
 import pages
 import programs
 import pytest
+import test_fastdds
 import test_languages
 import test_programs
 import test_robots
+import test_ros1
+import test_zenoh
 from exchanges import Server
 from needs import PACKAGES, needs, needs_those_of
 from programs import answers, free_port, running
@@ -36,6 +39,7 @@ STORIES = {
     },
 }
 PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print
+SHA256 = r"\b[0-9a-f]{64}\b"
 MOST_WORDS = 3500  # of the README, as wc counts them
 
 # What each shell block is known by; those of the tests themselves run in .ci/run.
@@ -107,8 +111,16 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 def markers_of(path: str) -> list[str]:
     """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
-    for recipes in (test_programs.RECIPES, test_languages.RECIPES, test_robots.RECIPES):
-        for name, known in recipes.items():
+    modules = (
+        test_programs,
+        test_languages,
+        test_robots,
+        test_zenoh,
+        test_fastdds,
+        test_ros1,
+    )
+    for module in modules:
+        for name, known in module.RECIPES.items():
             if programs.row(name)[0] == path:
                 markers += known
     return markers
@@ -164,8 +176,8 @@ def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path,
 
 
 def tree(text: str) -> str:
-    """The lines of a run, but for their dates."""
-    return re.sub(r"\d{4}-\d\d-\d\d", "DATE", text)
+    """The lines of a run, but for their dates and the SHA-256 of keys."""
+    return re.sub(SHA256, "SHA-256", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
 
 
 @pytest.mark.slow
@@ -258,6 +270,8 @@ def test_a_service_gets_a_ca_of_its_own_by_request(
     configuration.write_text(text.replace("  nodes:\n", f"{entry}\n  nodes:\n", 1))
     result = shell(folder, command, PHRASES)
     assert tree(result.stdout) == tree(shown), result.stderr
+    of_the_sender, of_the_run = re.findall(SHA256, result.stdout)
+    assert of_the_sender == of_the_run
     verify = "openssl verify -x509_strict -CAfile keys/root/cert.pem keys/service/cert.pem"
     assert shell(folder, verify).stdout == "keys/service/cert.pem: OK\n"
     assert (folder / "service-key.pem").stat().st_mode & 0o077 == 0
