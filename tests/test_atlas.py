@@ -238,10 +238,19 @@ def make_hierarchies(folder: Path, other: Path) -> Lists:
         configuration.write_text(CAS.replace("NAME", "early"))
         made_beside_others(later(folder, "30 days"))
         fine(theirs.result())
-    before = lists(folder / "keys/server/crl.pem")
+    before = own_and_roots(folder / "keys/server")
     configuration.write_text(talker + NODES)
     made_beside_others(generate(folder, "--revoke", "gone", "stolen"))
     return before
+
+
+def own_and_roots(node: Path) -> Lists:
+    """Return the lists of master and of root from a node's crl.pem, which has all CAs'."""
+    named = {}
+    for crl in lists(node / "crl.pem"):
+        (name,) = crl.issuer.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        named[name.value] = crl
+    return [named["master"], named["root"]]
 
 
 def made_beside_others(result: Result) -> None:
@@ -252,7 +261,7 @@ def made_beside_others(result: Result) -> None:
 
 def make_verifiers(stock: Stock, keys: Path, before: Lists, made: Sequence[bytes]) -> None:
     """Make the folders of server and client, with different lists of master and root."""
-    now, old = lists(keys / "server/crl.pem"), lists(keys / "old/crl.pem")
+    now, old = own_and_roots(keys / "server"), own_and_roots(keys / "old")
     strange = (keys / "stranger/crl.pem").read_bytes()
     rest = b"".join([*((keys / name / "crl.pem").read_bytes() for name in LISTED), *made])
     known = {
