@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import openssl, run
-from programs import paste, poll
+from programs import paste
+from running import openssl, poll, run
 from test_robots import (
     DDS_PAGE,
     MAKE_KEYSTORE,

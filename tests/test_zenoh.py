@@ -18,13 +18,14 @@ from pathlib import Path
 import certifi
 import pages
 import pytest
-from conftest import PHRASES, ROOT, configure, generate
+from certificates import certificate, judge
+from configurations import configure
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from folders import Result, certificate, judge
-from programs import Program, check_row, free_port, paste, poll, running
+from programs import Program, check_row, free_port, paste, running
+from running import PHRASES, ROOT, Result, generate, poll
 from test_robots import prepare, run_block, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.zenoh]
