@@ -15,32 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PHRASES, Server, client, generate
+from certificates import certificate, judge, lists, number, serial
+from configurations import edit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from folders import (
-    DERIVED,
-    NODE_FILES,
-    certificate,
-    changed,
-    complaints,
-    drop,
-    edit,
-    faults,
-    fine,
-    judge,
-    keep_only,
-    later,
-    lists,
-    number,
-    refused,
-    serial,
-    states,
-    tree,
-    warned,
-)
+from exchanges import Server, client
+from folders import DERIVED, NODE_FILES, changed, drop, keep_only, tree
+from running import PHRASES, complaints, faults, fine, generate, later, refused, states, warned
 from test_other_cas import accepts, turns_away, turns_from
 
 Keys = dict[str, Any]

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pages
 import pytest
-from conftest import PHRASES, ROOT, generate, openssl, run
-from folders import fine
 from needs import needs, needs_package, skip
-from programs import Program, check_row, free_port, paste, poll, running
+from programs import Program, check_row, free_port, paste, running
+from running import PHRASES, ROOT, fine, generate, openssl, poll, run
 from test_robots import (
     TRUSTING,
     partner,
