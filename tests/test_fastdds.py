@@ -553,6 +553,25 @@ def test_a_participant_goes_on_when_its_grant_ends(
             poll(lambda: says(talker, NO_PARTICIPANT), talker.read_text)
 
 
+def test_an_older_wider_grant_stays_good_with_a_renewed_certificate_too(
+    join: Join, made: Path, tmp_path: Path
+) -> None:
+    follow(tmp_path, made)
+    grant_in_force = tmp_path / "enclaves/talker/permissions.p7s"
+    older = grant_in_force.read_bytes()
+    narrow = (FILES / "permissions.xml").read_text().replace("rt/chatter", "rt/nothing")
+    (tmp_path / "permissions.xml").write_text(narrow)
+    fine(generate(tmp_path, "--renew", "talker"))
+    run_block(tmp_path, pages.block(PAGE, MAKE_ENCLAVES).replace(" listener", ""))
+    with join("listener", folder=tmp_path) as listener:
+        with join("talker", folder=tmp_path) as talker:
+            poll(lambda: says(talker, "rt/chatter topic not found"), talker.read_text)
+        assert not received(listener)
+        grant_in_force.write_bytes(older)
+        with join("talker", folder=tmp_path) as talker:
+            poll(lambda: received(listener), lambda: printed(talker, listener))
+
+
 def test_the_nodes_of_a_revoked_master_get_in(join: Join, made: Path, tmp_path: Path) -> None:
     follow(tmp_path, made)
     shutil.copytree(tmp_path / "enclaves", tmp_path / "old")

@@ -203,6 +203,20 @@ def test_a_client_refuses_a_master_of_another_ca_or_name(
         assert answered(master.call(ours))
 
 
+@pytest.mark.parametrize("key", ["rsa:3072", "ec:secp384r1", "ec:secp521r1", "ed25519"])
+def test_the_key_of_a_client_may_be_of_any_type(master: Master, key: str) -> None:
+    digest = ""
+    if key == "ed25519":
+        digest = ", digest: ~"
+    with (master.folder / "sros_config.yml").open("a") as file:
+        file.write(f"\n    robot: {{<<: *client, key: {key}{digest}}}\n")
+    fine(generate(master.folder))
+    call = master.call(
+        master.folder, lambda program: program.replace("keys/client", "keys/robot")
+    )
+    assert answered(call), call
+
+
 # --- What the page says besides -------------------------------------------------------------
 
 
