@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import GENERATE, configure, generate, openssl
-from folders import add_client2, changed, complaints, drop, edit, fine, later, seldom, tree
+from folders import (
+    add_client2,
+    changed,
+    complaints,
+    drop,
+    edit,
+    fine,
+    later,
+    refused,
+    seldom,
+    tree,
+)
 
 Object = dict[str, Any]
 
@@ -270,7 +281,9 @@ def test_lines_are_not_counted_and_stay_in_the_order_of_the_tree(tmp_path: Path)
     assert [*as_json] == re.findall(r"\] +(\S+)", text)
 
 
-def test_an_object_per_entry_and_no_output_exclude_each_other(copy: Path) -> None:
+def test_with_q_there_are_no_objects_and_problems_are_still_told(copy: Path) -> None:
+    (copy / "keys/server/cert.pem").write_text("damaged")
     result = generate(copy, "--json", "-q")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "not allowed with argument" in result.stderr
+    refused(result, "keys/server/cert.pem")
+    assert result.stdout == ""
+    assert len(objects(generate(copy, "--json"))) == 4

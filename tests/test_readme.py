@@ -17,12 +17,13 @@ import pytest
 import test_fastdds
 import test_languages
 import test_programs
+import test_recipes
 import test_robots
 import test_ros1
 import test_zenoh
 from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
 from needs import PACKAGES, needs, needs_those_of
-from programs import answers, free_port, running
+from programs import answers, follow, free_port, plain, running
 
 README = pages.README
 SECTIONS = pages.sections(README)
@@ -37,7 +38,6 @@ STORIES = {
         if path.startswith("tests/stories/") and path != SERVICE
     },
 }
-PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print
 SHA256 = r"\b[0-9a-f]{64}\b"
 MOST_WORDS = 3500  # of the README, as wc counts them
 
@@ -127,7 +127,7 @@ def markers_of(path: str) -> list[str]:
 
 @pytest.mark.parametrize("path", pages.PATHS)
 def test_every_shell_block_of_a_page_is_run_by_a_test(path: str) -> None:
-    told = "".join(STORIES.values())
+    told = "".join([*STORIES.values(), *test_recipes.TOLD.values()])
     found = [
         text
         for kind, text in pages.blocks(pages.PAGES[path])
@@ -314,32 +314,13 @@ def test_masters_key_serves_as_that_of_a_ca_service(
         server.stop()
 
 
-def plain(text: str) -> str:
-    """Output without what differs from run to run, and without openssl's remarks."""
-    text = re.sub(
-        r"^([.+*-]+|Certificate request self-signature ok|subject=.*)\n",
-        "",
-        text,
-        flags=re.MULTILINE,
-    )
-    text = re.sub(
-        r"(127\.0\.0\.1|::1) port \d+", "127.0.0.1 port PORT", text
-    )  # as the hosts file has it
-    return re.sub(r"port \d+", "port PORT", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
-
-
 @pytest.mark.parametrize("title", STORIES)
 def test_a_story_goes_as_it_is_told(
     fresh: tuple[Path, str], tmp_path: Path, title: str
 ) -> None:
-    folder, end, port = tmp_path / "story", "--- end of a block\n", free_port()
+    folder = tmp_path / "story"
     shutil.copytree(fresh[0], folder, symlinks=True)
-    told = re.findall(PAIR, STORIES[title], re.DOTALL | re.MULTILINE)
-    script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)
-    script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {port} -k", script)
-    result = shell(folder, f"exec 2>&1\n{script}")
-    assert result.returncode == 0, result.stdout
-    assert plain(result.stdout).split(end) == [*(plain(shown) for _, shown in told), ""]
+    follow(folder, STORIES[title])
 
 
 @pytest.mark.parametrize("script", ["key_generation", "https_server", "https_client"])
