@@ -17,12 +17,13 @@ import pytest
 import test_fastdds
 import test_languages
 import test_programs
+import test_recipes
 import test_robots
 import test_ros1
 import test_zenoh
 from exchanges import Server
 from needs import PACKAGES, needs, needs_mldsa, needs_those_of
-from programs import answers, free_port, running
+from programs import answers, follow, free_port, plain, running
 from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
 README = pages.README
@@ -39,7 +40,6 @@ STORIES = {
         if path.startswith("tests/stories/") and path != SERVICE
     },
 }
-PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print
 SHA256 = r"\b[0-9a-f]{64}\b"
 MOST_WORDS = 3500  # of the README, as wc counts them
 
@@ -129,7 +129,7 @@ def markers_of(path: str) -> list[str]:
 
 @pytest.mark.parametrize("path", pages.PATHS)
 def test_every_shell_block_of_a_page_is_run_by_a_test(path: str) -> None:
-    told = "".join(STORIES.values())
+    told = "".join([*STORIES.values(), *test_recipes.TOLD.values()])
     found = [
         text
         for kind, text in pages.blocks(pages.PAGES[path])
@@ -316,25 +316,13 @@ def test_masters_key_serves_as_that_of_a_ca_service(
         server.stop()
 
 
-def plain(text: str) -> str:
-    """Output without what differs from run to run, and without openssl's remarks."""
-    text = re.sub(
-        r"^([.+*-]+|Certificate request self-signature ok|subject=.*)\n",
-        "",
-        text,
-        flags=re.MULTILINE,
-    )
-    text = re.sub(
-        r"(127\.0\.0\.1|::1) port \d+", "127.0.0.1 port PORT", text
-    )  # as the hosts file has it
-    return re.sub(r"port \d+", "port PORT", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
-
-
 @pytest.mark.parametrize("title", STORIES)
 def test_a_story_goes_as_it_is_told(
     fresh: tuple[Path, str], tmp_path: Path, title: str
 ) -> None:
-    goes_as_told(fresh[0], tmp_path / "story", STORIES[title])
+    folder = tmp_path / "story"
+    shutil.copytree(fresh[0], folder, symlinks=True)
+    follow(folder, STORIES[title])
 
 
 def test_the_decade_leads_to_post_quantum_cas_in_the_same_way(
@@ -344,19 +332,9 @@ def test_the_decade_leads_to_post_quantum_cas_in_the_same_way(
     (new,) = re.findall(r"`(new_key='key: ml-dsa-65[^`]*)`", STORIES[DECADE])
     story, count = re.subn("^new_key=.*", lambda _: new, STORIES[DECADE], flags=re.MULTILINE)
     assert count == 1
-    goes_as_told(fresh[0], tmp_path / "story", story.replace("ec:secp384r1 ", "ml-dsa-65    "))
-
-
-def goes_as_told(fresh: Path, folder: Path, story: str) -> None:
-    """Run a story's commands in a copy of a folder, and compare what they print."""
-    end = "--- end of a block\n"
-    shutil.copytree(fresh, folder, symlinks=True)
-    told = re.findall(PAIR, story, re.DOTALL | re.MULTILINE)
-    script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)
-    script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {free_port()} -k", script)
-    result = shell(folder, f"exec 2>&1\n{script}")
-    assert result.returncode == 0, result.stdout
-    assert plain(result.stdout).split(end) == [*(plain(shown) for _, shown in told), ""]
+    folder = tmp_path / "story"
+    shutil.copytree(fresh[0], folder, symlinks=True)
+    follow(folder, story.replace("ec:secp384r1 ", "ml-dsa-65    "))
 
 
 @pytest.mark.parametrize("script", ["key_generation", "https_server", "https_client"])
