@@ -2895,9 +2895,10 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
                 parts = parts_of(field, item, name)
                 values[field] = read_value(field, parts, is_ca, now)
         except INVALID as error:
-            shown = f"{item!r}: "
-            if isinstance(item, (dict, list, set)):
-                shown = ""
+            # Not of a collection, as aliases of aliases can make one that is immense.
+            shown = ""
+            if not isinstance(item, (dict, list, set)):
+                shown = f"{item!r}: "
             raise ConfigurationError(f"{where}.{field}: {shown}{error}") from None
 
     has_subject = isinstance(fields.get("subject"), dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pages
-from conftest import DEADLINE, PHRASES, environment, run
 from needs import needs_package, needs_those_of, skip
+from running import DEADLINE, PHRASES, environment, poll, run
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,6 @@ def paste(
     needs_those_of(text)
     text = text.replace("8443", str(port))
     return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**env, "PATH": path()})
-
-
-def poll(condition: Callable[[], bool], printed: Callable[[], str]) -> None:
-    """Wait until a condition holds; fail with what was printed if it never does."""
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < until, printed()
-        select.select([], [], [], 0.02)
 
 
 def free_port() -> int:

@@ -16,36 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PHRASES, ROOT, Server, client, generate, run
+from certificates import certificate, judge, lists, number, serial
+from configurations import edit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from folders import (
-    DERIVED,
-    NODE_FILES,
-    certificate,
-    changed,
+from exchanges import Serve, client
+from folders import DERIVED, NODE_FILES, changed, drop, keep_only, tree
+from running import (
+    PHRASES,
+    ROOT,
     complaints,
-    drop,
-    edit,
     faults,
     fine,
-    judge,
-    keep_only,
+    generate,
     later,
-    lists,
-    number,
     refused,
-    serial,
+    run,
     states,
-    tree,
     warned,
 )
 from test_other_cas import accepts, turns_away, turns_from
 
 Keys = dict[str, Any]
-Serve = Callable[..., Server]
 
 REVOKED = "certificate revoked"
 NO_LIST = "unable to get certificate CRL"

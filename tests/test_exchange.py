@@ -21,21 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    CLIENT,
-    DEADLINE,
-    PHRASES,
-    SERVER,
-    Server,
-    Terminal,
-    ask,
-    client,
-    configure,
-    connect,
-    environment,
-    generate,
-    run,
-)
+from configurations import configure, edit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -46,8 +32,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from folders import edit
+from exchanges import Server, ask, client, connect
 from needs import needs
+from running import CLIENT, DEADLINE, PHRASES, SERVER, Terminal, environment, generate, run
 
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"

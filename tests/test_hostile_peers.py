@@ -27,20 +27,9 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-import conftest
+import exchanges
 import pytest
-from conftest import (
-    CLIENT,
-    DEADLINE,
-    PHRASES,
-    SERVER,
-    Server,
-    ask,
-    client,
-    environment,
-    openssl,
-    run,
-)
+from certificates import NEW_KEY
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -51,8 +40,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from folders import NEW_KEY
+from exchanges import Server, ask, client
 from needs import skip
+from running import CLIENT, DEADLINE, PHRASES, SERVER, environment, openssl, run
 
 pytestmark = pytest.mark.slow
 MAX_LINE = 65536  # bytes, with its newline: the design's
@@ -234,7 +224,7 @@ def tune(
     """Start servers with other constants or limits, given as lines of Python."""
 
     def start(*settings: str, env: dict[str, str] = PHRASES) -> Server:
-        monkeypatch.setattr(conftest, "SERVER", tuned(SERVER, tmp_path, *settings))
+        monkeypatch.setattr(exchanges, "SERVER", tuned(SERVER, tmp_path, *settings))
         return serve("-k", str(made / "keys/server"), env=env)
 
     return start

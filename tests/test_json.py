@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import GENERATE, configure, generate, openssl
-from folders import add_client2, changed, complaints, drop, edit, fine, later, seldom, tree
+from configurations import add_client2, configure, edit
+from folders import changed, drop, seldom, tree
+from running import GENERATE, complaints, fine, generate, later, openssl
 
 Object = dict[str, Any]
 
@@ -109,7 +110,7 @@ def all_written(found: dict[str, Object]) -> set[str]:
 # --- Every state -----------------------------------------------------------------------------
 
 
-class Case(NamedTuple):
+class Telling(NamedTuple):
     """A run on the keys that the shipped configuration makes."""
 
     prepare: Callable[[Path], object]
@@ -139,13 +140,15 @@ def nothing(folder: Path) -> None:
 
 
 CASES = {
-    "kept": Case(nothing, (), {"root": "kept", "server": "kept"}),
-    "made": Case(several_types, (), {"rsa": "made", "edwards": "made", "root": "kept"}),
-    "renewed": Case(nothing, ("--renew", "client"), {"client": "renewed", "server": "kept"}),
-    "revoked": Case(nothing, ("--revoke", "client"), {"client": "revoked", "root": "kept"}),
-    "due": Case(nothing, (), {"server": "kept", "root": "kept"}, "+300 days"),
-    "expired": Case(nothing, (), {"server": "failed", "root": "kept"}, "+400 days"),
-    "below": Case(be_revoked, (), {"master": "failed", "client": "left alone"}),
+    "kept": Telling(nothing, (), {"root": "kept", "server": "kept"}),
+    "made": Telling(several_types, (), {"rsa": "made", "edwards": "made", "root": "kept"}),
+    "renewed": Telling(
+        nothing, ("--renew", "client"), {"client": "renewed", "server": "kept"}
+    ),
+    "revoked": Telling(nothing, ("--revoke", "client"), {"client": "revoked", "root": "kept"}),
+    "due": Telling(nothing, (), {"server": "kept", "root": "kept"}, "+300 days"),
+    "expired": Telling(nothing, (), {"server": "failed", "root": "kept"}, "+400 days"),
+    "below": Telling(be_revoked, (), {"master": "failed", "client": "left alone"}),
 }
 
 
@@ -270,7 +273,9 @@ def test_lines_are_not_counted_and_stay_in_the_order_of_the_tree(tmp_path: Path)
     assert [*as_json] == re.findall(r"\] +(\S+)", text)
 
 
-def test_an_object_per_entry_and_no_output_exclude_each_other(copy: Path) -> None:
+def test_quiet_prints_no_objects(copy: Path) -> None:
+    (copy / "keys/client/cert.pem").write_text("damaged")
+    assert objects(generate(copy, "--json"))
     result = generate(copy, "--json", "-q")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "not allowed with argument" in result.stderr
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "keys/client/cert.pem: is damaged" in result.stderr

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import openssl, run
-from programs import paste, poll
+from programs import paste
+from running import openssl, poll, run
 from test_robots import (
     DDS_PAGE,
     MAKE_KEYSTORE,
@@ -21,7 +21,9 @@ from test_robots import (
     received,
 )
 
+# Fixtures, which pytest finds by their names.
 __all__ = ["domain", "join"]
+
 pytestmark = [pytest.mark.slow, pytest.mark.cyclonedds]
 
 # The names that sros2 gives (its _keystore.py and _enclave.py), and that ROS 2 reads

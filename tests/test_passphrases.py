@@ -11,16 +11,8 @@ from subprocess import CompletedProcess
 from typing import Any, cast
 
 import pytest
-from conftest import (
-    GENERATE,
-    PHRASES,
-    Terminal,
-    configure,
-    generate,
-    openssl,
-    run,
-    without_ciphers,
-)
+from configurations import configure, without_ciphers
+from running import GENERATE, PHRASES, Terminal, generate, openssl, run
 
 VARIABLES = {
     "root": "SROS_ROOT_PASSPHRASE",

@@ -20,9 +20,10 @@ import test_programs
 import test_robots
 import test_ros1
 import test_zenoh
-from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
+from exchanges import Server
 from needs import PACKAGES, needs, needs_mldsa, needs_those_of
 from programs import answers, free_port, running
+from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
 README = pages.README
 SECTIONS = pages.sections(README)

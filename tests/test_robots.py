@@ -22,10 +22,11 @@ from pathlib import Path
 
 import pages
 import pytest
-from conftest import PHRASES, ROOT, configure, generate, openssl, run
+from configurations import configure
 from cryptography import x509
 from needs import needs
-from programs import Program, check_row, free_port, paste, poll, recipe, running
+from programs import Program, check_row, free_port, paste, recipe, running
+from running import PHRASES, ROOT, generate, openssl, poll, run
 
 pytestmark = pytest.mark.slow
 

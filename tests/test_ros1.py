@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pages
 import pytest
-from conftest import PHRASES, generate
-from folders import fine
 from needs import needs_package
-from programs import Program, check_row, free_port, paste, poll, running
+from programs import Program, check_row, free_port, paste, running
+from running import PHRASES, fine, generate, poll
 
 pytestmark = [pytest.mark.slow, pytest.mark.rosmaster]
 

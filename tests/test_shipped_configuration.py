@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PHRASES, ROOT, Server, client, configure, generate, openssl
-from folders import EXAMPLE, examples, uncomment
+from configurations import EXAMPLE, configure, examples, uncomment
+from exchanges import Server, client
+from running import PHRASES, ROOT, generate, openssl
 
 Serve = Callable[..., Server]
 

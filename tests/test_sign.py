@@ -11,30 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GENERATE, PHRASES, Terminal, generate, openssl, run
+from certificates import certificate, judge, lists, number, revoked_serials, serial, sign
+from configurations import edit
 from cryptography import x509
-from folders import (
+from folders import drop, seldom, tree
+from needs import needs_root
+from running import (
+    GENERATE,
+    PHRASES,
     Result,
-    certificate,
+    Terminal,
     complaints,
-    drop,
-    edit,
     faults,
     fine,
-    judge,
+    generate,
     later,
-    lists,
-    number,
+    openssl,
+    poll,
     refused,
-    revoked_serials,
-    seldom,
-    serial,
-    sign,
+    run,
     states,
-    tree,
 )
-from needs import needs_root
-from programs import poll
 
 # --- Keys that are not in the keys folder ----------------------------------------------------
 
