@@ -1223,7 +1223,7 @@ class Verifier:
       certificate is verified up to the anchor, since limits hold for all that is below.
     - Where a dry run did not have something signed, all are verified up to the CA only.
     - Where a list is missing, as its CA's key is elsewhere, OpenSSL looks at no list at all.
-      settle_list has warned about that, and the nodes below get no crl.pem.
+      settle_list reports that as an error, and the nodes below get no crl.pem.
     """
 
     def __init__(

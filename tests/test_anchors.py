@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,13 +22,24 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from exchanges import Server, client
+from exchanges import Serve, client
 from folders import DERIVED, NODE_FILES, changed, drop, keep_only, tree
-from running import PHRASES, complaints, faults, fine, generate, later, refused, states, warned
+from running import (
+    PHRASES,
+    ROOT,
+    complaints,
+    faults,
+    fine,
+    generate,
+    later,
+    refused,
+    run,
+    states,
+    warned,
+)
 from test_other_cas import accepts, turns_away, turns_from
 
 Keys = dict[str, Any]
-Serve = Callable[..., Server]
 
 REVOKED = "certificate revoked"
 NO_LIST = "unable to get certificate CRL"
@@ -610,3 +622,45 @@ def test_what_is_no_valid_certificate_is_no_business_of_the_run(two: Path) -> No
     shutil.copy(two / "keys/client/cert.pem", two / "keys/.hidden")
     (two / "keys/a-file").write_text("text")
     fine(generate(two))
+
+
+# --- What a node costs -----------------------------------------------------------------------
+
+COUNT = """import cProfile, sys
+sys.path.insert(0, sys.argv[1])
+import simple_key_generation as script
+profile = cProfile.Profile()
+status = profile.runcall(script.main, ["-q"])
+profile.create_stats()
+print(status, sum(calls for _, calls, _, _, _ in profile.stats.values()))"""
+
+
+def calls_of_runs(folder: Path, cas: int, nodes: int) -> list[int]:
+    """Return how many functions two runs call: one that makes all, and one that keeps it."""
+
+    def change(keys: Keys) -> None:
+        for each in range(1, cas):
+            keys[f"ca{each}"] = keys["master"]
+        for each in range(nodes):
+            keys["nodes"][f"node{each}"] = keys["nodes"]["client"]
+
+    folder.mkdir()
+    edit(folder, change)
+    counts = []
+    for _ in range(2):
+        result = run(sys.executable, "-c", COUNT, str(ROOT), cwd=folder, env=PHRASES)
+        status, count = result.stdout.split()
+        assert status == "0", result.stderr
+        counts.append(int(count))
+    return counts
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_node_does_not_grow_with_the_number_of_cas(tmp_path: Path) -> None:
+    of_nodes = []
+    for cas in (1, 30):
+        few = calls_of_runs(tmp_path / f"{cas}-few", cas, 5)
+        many = calls_of_runs(tmp_path / f"{cas}-many", cas, 25)
+        of_nodes.append([more - less for more, less in zip(many, few, strict=True)])
+    for with_one, with_thirty in zip(*of_nodes, strict=True):
+        assert abs(with_thirty - with_one) < with_one / 50, of_nodes
