@@ -1703,7 +1703,7 @@ def new_cas(run: Run, trusted: Collection[Trusted]) -> Iterator[Problem]:
             if entry.issuer is None:
                 files = "ca.pem and crl.pem"
     if names:
-        advice = f"copy {files} to all of them and send SIGHUP, and only then use its nodes"
+        advice = f"copy {files} to all of them and send SIGHUP, then use the nodes below"
         text = f"{run.keys}: new to the nodes: {', '.join(names)}: {advice}"
         yield Problem("warning", text)
 

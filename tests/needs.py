@@ -7,9 +7,11 @@ With NO_SKIPS=1 in the environment it fails instead.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
+import ssl
 import subprocess
 from typing import NoReturn
 
@@ -89,6 +91,13 @@ def needs_root() -> None:
     """Skip the test that runs unless it runs as root: with NO_SKIPS=1, too."""
     if os.geteuid() != 0:
         pytest.skip("takes root")
+
+
+def needs_mldsa() -> None:
+    """Skip the test that runs unless ML-DSA keys can be used: with NO_SKIPS=1, too."""
+    found = importlib.util.find_spec("cryptography.hazmat.primitives.asymmetric.mldsa")
+    if found is None or ssl.OPENSSL_VERSION_INFO < (3, 5):
+        pytest.skip("takes OpenSSL 3.5, and cryptography 47")
 
 
 def packages_of(reasons: list[str]) -> list[str]:

@@ -335,10 +335,15 @@ def mistyped(intrusion: Intrusion) -> str:
 
 
 def unsecured(intrusion: Intrusion) -> str:
+    return leave_security(intrusion.enclave)
+
+
+def leave_security(enclave: Path) -> str:
+    """Put a profile without security into an enclave; return what makes a command use it."""
     text = (FILES / "fastdds.xml").read_text()
     profile = re.sub("<propertiesPolicy>.*</propertiesPolicy>", "", text, flags=re.DOTALL)
     assert profile != text
-    (intrusion.enclave / "unsecured.xml").write_text(profile)
+    (enclave / "unsecured.xml").write_text(profile)
     return "env FASTRTPS_DEFAULT_PROFILES_FILE=unsecured.xml "
 
 
@@ -395,6 +400,19 @@ def test_who_is_refused_gets_and_sends_nothing_and_the_right_participant_does(
         twin = participants.enter_context(join(role))
         poll(lambda: received(own) or received(twin), lambda: printed(own, twin))
         assert not received(other), other.read_text()
+
+
+def test_two_participants_without_security_hear_each_other(
+    join: Join, enclaves: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(enclaves / "enclaves", tmp_path / "enclaves")
+    for node in ("talker", "listener"):
+        prefix = leave_security(tmp_path / "enclaves" / node)
+    with (
+        join("talker", folder=tmp_path, prefix=prefix) as talker,
+        join("listener", folder=tmp_path, prefix=prefix) as listener,
+    ):
+        poll(lambda: received(listener), lambda: printed(talker, listener))
 
 
 @pytest.mark.parametrize("itself", [True, False], ids=["by-itself", "ended"])

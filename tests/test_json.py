@@ -273,7 +273,9 @@ def test_lines_are_not_counted_and_stay_in_the_order_of_the_tree(tmp_path: Path)
     assert [*as_json] == re.findall(r"\] +(\S+)", text)
 
 
-def test_an_object_per_entry_and_no_output_exclude_each_other(copy: Path) -> None:
+def test_quiet_prints_no_objects(copy: Path) -> None:
+    (copy / "keys/client/cert.pem").write_text("damaged")
+    assert objects(generate(copy, "--json"))
     result = generate(copy, "--json", "-q")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "not allowed with argument" in result.stderr
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "keys/client/cert.pem: is damaged" in result.stderr

@@ -21,7 +21,9 @@ from test_robots import (
     received,
 )
 
+# Fixtures, which pytest finds by their names.
 __all__ = ["domain", "join"]
+
 pytestmark = [pytest.mark.slow, pytest.mark.cyclonedds]
 
 # The names that sros2 gives (its _keystore.py and _enclave.py), and that ROS 2 reads

@@ -21,7 +21,7 @@ import test_robots
 import test_ros1
 import test_zenoh
 from exchanges import Server
-from needs import PACKAGES, needs, needs_those_of
+from needs import PACKAGES, needs, needs_mldsa, needs_those_of
 from programs import answers, free_port, running
 from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
@@ -29,6 +29,7 @@ README = pages.README
 SECTIONS = pages.sections(README)
 CURL, NGINX, OPENSSL = (f"tests/recipes/{name}.md" for name in ("curl", "nginx", "openssl"))
 SERVICE = "tests/stories/outgrowing-one-machine.md"
+DECADE = "tests/stories/a-fleets-decade.md"
 # Told as one session at one shell, and run as that.
 STORIES = {
     "the README's Day to day": SECTIONS["Day to day"],
@@ -326,11 +327,26 @@ def plain(text: str) -> str:
 def test_a_story_goes_as_it_is_told(
     fresh: tuple[Path, str], tmp_path: Path, title: str
 ) -> None:
-    folder, end, port = tmp_path / "story", "--- end of a block\n", free_port()
-    shutil.copytree(fresh[0], folder, symlinks=True)
-    told = re.findall(PAIR, STORIES[title], re.DOTALL | re.MULTILINE)
+    goes_as_told(fresh[0], tmp_path / "story", STORIES[title])
+
+
+def test_the_decade_leads_to_post_quantum_cas_in_the_same_way(
+    fresh: tuple[Path, str], tmp_path: Path
+) -> None:
+    needs_mldsa()
+    (new,) = re.findall(r"`(new_key='key: ml-dsa-65[^`]*)`", STORIES[DECADE])
+    story, count = re.subn("^new_key=.*", lambda _: new, STORIES[DECADE], flags=re.MULTILINE)
+    assert count == 1
+    goes_as_told(fresh[0], tmp_path / "story", story.replace("ec:secp384r1 ", "ml-dsa-65    "))
+
+
+def goes_as_told(fresh: Path, folder: Path, story: str) -> None:
+    """Run a story's commands in a copy of a folder, and compare what they print."""
+    end = "--- end of a block\n"
+    shutil.copytree(fresh, folder, symlinks=True)
+    told = re.findall(PAIR, story, re.DOTALL | re.MULTILINE)
     script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)
-    script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {port} -k", script)
+    script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {free_port()} -k", script)
     result = shell(folder, f"exec 2>&1\n{script}")
     assert result.returncode == 0, result.stdout
     assert plain(result.stdout).split(end) == [*(plain(shown) for _, shown in told), ""]
