@@ -98,10 +98,20 @@ class Identity(NamedTuple):
         )
         return {"key.pem": key, "fullchain.pem": pem(*self.chain)}
 
+    def write(self, folder: Path) -> None:
+        """Write them into a folder."""
+        for name, data in self.files().items():
+            (folder / name).write_bytes(data)
+
 
 def identity(folder: Path) -> Identity:
     """Read an identity whose key is not encrypted."""
     return Identity(private_key(folder), chain(folder))
+
+
+def authority(ca: Path, phrase: str) -> Identity:
+    """Read a CA's folder, to sign with its key."""
+    return Identity(private_key(ca, phrase), [certificate(ca / "cert.pem")])
 
 
 def names(*dns: str) -> Extension:
@@ -123,11 +133,19 @@ def key_identifier(ca: x509.Certificate) -> Extension:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), False
 
 
-BOTH = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+def purpose(*nodes: str) -> Extension:
+    """Return the extendedKeyUsage of a server, a client, or both."""
+    oids = {
+        "server": ExtendedKeyUsageOID.SERVER_AUTH,
+        "client": ExtendedKeyUsageOID.CLIENT_AUTH,
+    }
+    return x509.ExtendedKeyUsage([oids[node] for node in nodes]), False
+
+
 LEAF: Profile = {
     "constraints": (x509.BasicConstraints(False, None), True),
     "usage": usage("digital_signature"),
-    "purpose": (x509.ExtendedKeyUsage(BOTH), False),
+    "purpose": purpose("server", "client"),
     "names": names("localhost"),
 }
 CA: Profile = {
@@ -233,7 +251,8 @@ def on_list(
 
 def make_list(ca: Path, phrase: str, number: int, *revoked: x509.RevokedCertificate) -> bytes:
     """Sign a revocation list with the key in a CA's folder, as PEM."""
-    return sign_list(certificate(ca / "cert.pem"), private_key(ca, phrase), number, revoked)
+    key, (issuer,) = authority(ca, phrase)
+    return sign_list(issuer, key, number, revoked)
 
 
 # --- By openssl ------------------------------------------------------------------------------

@@ -406,10 +406,7 @@ def test_to_trust_a_second_root_is_to_copy_both_files_first(copy: Path) -> None:
     }
     assert written == {
         f"{node}/{name}" for node in ("server", "client") for name in DERIVED
-    } - {
-        "server/fullchain.pem",
-        "client/fullchain.pem",
-    }
+    } - {"server/fullchain.pem", "client/fullchain.pem"}
     fine(generate(copy))
 
 

@@ -29,7 +29,7 @@ from certificates import (
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from exchanges import Server, client
+from exchanges import ANSWERED, SERVED, Server, client
 from running import (
     CLIENT,
     DEADLINE,
@@ -45,8 +45,6 @@ from running import (
 )
 
 PAGE = ROOT / "tests/refusals.md"
-SERVED = "accepted\nread: [hola]\nclosed\n"
-ANSWERED = "connected\nread: [hello]\n"
 VERIFYING = "certificate verify failed: "
 HANDSHAKE, FIRST_READ = "in the handshake", "at the first read"
 
@@ -207,8 +205,7 @@ def make_stock(folder: Path) -> Stock:
     for name, each in made.items():
         place = stock.visitors / name
         place.mkdir(parents=True)
-        for file, data in each.files().items():
-            (place / file).write_bytes(data)
+        each.write(place)
         # They judge others as the verifiers do.
         shutil.copy(keys / "server/ca.pem", place)
         shutil.copy(stock.verifiers / "client-strange/crl.pem", place)

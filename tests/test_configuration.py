@@ -59,6 +59,9 @@ SMALL = {
     "keys/nodes/node/extensions/authorityKeyIdentifier": "keyid",
 }
 ROOT, MASTER, NODE = "keys/root", "keys/master", "keys/nodes/node"
+BASIC, USAGE = "extensions/basicConstraints", "extensions/keyUsage"
+PURPOSE, ABOVE = "extensions/extendedKeyUsage", "extensions/authorityKeyIdentifier"
+NAMES, ACCESS = "extensions/nameConstraints", "extensions/authorityInfoAccess"
 L63 = "a" * 63
 
 
@@ -1145,9 +1148,9 @@ MISSING = [
     (ROOT, "key"),
     (ROOT, "subject/commonName"),
     (ROOT, "validity/notAfter"),
-    (ROOT, "extensions/basicConstraints"),
-    (ROOT, "extensions/keyUsage"),
-    (MASTER, "extensions/authorityKeyIdentifier"),
+    (ROOT, BASIC),
+    (ROOT, USAGE),
+    (MASTER, ABOVE),
     (NODE, "issuer"),
 ]
 
@@ -1364,44 +1367,24 @@ CA_TRUE = "critical, CA:TRUE"
     [
         *table(
             ROOT,
-            ("extensions/basicConstraints", "CA:TRUE", CA_TRUE, "critical"),
-            ("extensions/basicConstraints", "critical, CA:FALSE", CA_TRUE, "CA:TRUE"),
-            (
-                "extensions/basicConstraints",
-                f"{CA_TRUE}, pathlen:-1",
-                f"{CA_TRUE}, pathlen:1",
-                "len",
-            ),
-            (
-                "extensions/basicConstraints",
-                f"{CA_TRUE}, pathlen:x",
-                f"{CA_TRUE}, pathlen:0",
-                "len",
-            ),
-            ("extensions/keyUsage", "keyCertSign", "keyCertSign, cRLSign", "cRLSign"),
+            (BASIC, "CA:TRUE", CA_TRUE, "critical"),
+            (BASIC, "critical, CA:FALSE", CA_TRUE, "CA:TRUE"),
+            (BASIC, f"{CA_TRUE}, pathlen:-1", f"{CA_TRUE}, pathlen:1", "len"),
+            (BASIC, f"{CA_TRUE}, pathlen:x", f"{CA_TRUE}, pathlen:0", "len"),
+            (USAGE, "keyCertSign", "keyCertSign, cRLSign", "cRLSign"),
             ("extensions/subjectKeyIdentifier", "critical, hash", "hash", "not.*critical"),
             ("extensions/subjectKeyIdentifier", "none", "hash", "hash"),
         ),
         *table(
             MASTER,
-            ("extensions/authorityKeyIdentifier", "issuer", "keyid", "keyid"),
-            ("extensions/authorityKeyIdentifier", "critical, keyid", "keyid", "not.*critical"),
+            (ABOVE, "issuer", "keyid", "keyid"),
+            (ABOVE, "critical, keyid", "keyid", "not.*critical"),
+            (ABOVE, "keyid:always, issuer", "keyid:always", "keyid"),
+            (NAMES, "allowed;DNS:a", "permitted;DNS:a", "permitted"),
+            (NAMES, "permitted:DNS:a", "permitted;DNS:.a", "permitted"),
+            (NAMES, "excluded;IP:10.0.0.1/8", "excluded;IP:10.0.0.0/8", "bits"),
             (
-                "extensions/authorityKeyIdentifier",
-                "keyid:always, issuer",
-                "keyid:always",
-                "keyid",
-            ),
-            ("extensions/nameConstraints", "allowed;DNS:a", "permitted;DNS:a", "permitted"),
-            ("extensions/nameConstraints", "permitted:DNS:a", "permitted;DNS:.a", "permitted"),
-            (
-                "extensions/nameConstraints",
-                "excluded;IP:10.0.0.1/8",
-                "excluded;IP:10.0.0.0/8",
-                "bits",
-            ),
-            (
-                "extensions/nameConstraints",
+                NAMES,
                 "critical, excluded;IP:10.0.0.0/255.0.255.0",
                 "critical, excluded;IP:10.0.0.0/255.255.0.0",
                 "mask|network",
@@ -1419,12 +1402,12 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
 @cases(
     table(
         NODE,
-        ("extensions/basicConstraints", "CA:TRUE", "CA:FALSE", "CA:FALSE|none under nodes"),
-        ("extensions/basicConstraints", "CA:FALSE, pathlen:0", "CA:FALSE", "pathlen"),
-        ("extensions/keyUsage", "digitalSignature, cRLSign", "digitalSignature", "no node"),
-        ("extensions/keyUsage", "digitalSignature, flying", "keyAgreement", "keyAgreement"),
-        ("extensions/keyUsage", "keyAgreement, keyAgreement", "keyAgreement", "twice"),
-        ("extensions/extendedKeyUsage", "coffee", "serverAuth", "coffee|OID|identifier"),
+        (BASIC, "CA:TRUE", "CA:FALSE", "CA:FALSE|none under nodes"),
+        (BASIC, "CA:FALSE, pathlen:0", "CA:FALSE", "pathlen"),
+        (USAGE, "digitalSignature, cRLSign", "digitalSignature", "no node"),
+        (USAGE, "digitalSignature, flying", "keyAgreement", "keyAgreement"),
+        (USAGE, "keyAgreement, keyAgreement", "keyAgreement", "twice"),
+        (PURPOSE, "coffee", "serverAuth", "coffee|OID|identifier"),
         ("extensions/certificatePolicies", "1.40.1", "1.39.1", "form"),
         (SAN, "localhost", "DNS:localhost", "DNS"),
         (SAN, "DNS:localhost,", "DNS:localhost, DNS:node", "form"),
@@ -1438,20 +1421,10 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         (SAN, "IP:localhost", "IP:127.0.0.1", "address"),
         (SAN, "email:robot", "email:robot@robots.example", "not a valid email name"),
         ("extensions/crlDistributionPoints", "http://a/", "URI:http://a/", "URI:"),
-        ("extensions/authorityInfoAccess", "OCSP;http://a/", "OCSP;URI:http://a/", "URI:"),
-        (
-            "extensions/authorityInfoAccess",
-            "w;URI:a:b",
-            "caIssuers;URI:a:b",
-            "OCSP|OID|identifier",
-        ),
-        (
-            "extensions/authorityInfoAccess",
-            "critical, OCSP;URI:a:b",
-            "OCSP;URI:a:b",
-            "not.*critical",
-        ),
-        ("extensions/nameConstraints", "permitted;DNS:a", "~", r"\bCA\b"),
+        (ACCESS, "OCSP;http://a/", "OCSP;URI:http://a/", "URI:"),
+        (ACCESS, "w;URI:a:b", "caIssuers;URI:a:b", "OCSP|OID|identifier"),
+        (ACCESS, "critical, OCSP;URI:a:b", "OCSP;URI:a:b", "not.*critical"),
+        (NAMES, "permitted;DNS:a", "~", r"\bCA\b"),
         (OID, "DER:050", "DER:05 00", "DER:"),
         ("extensions/1.3.6.1.5.5.7.1.24", "DER:5641", "DER:3003020105", "asn1"),
         ("extensions/2.5.29.18", "DER:3002a300", "DER:30058203613162", "not supported"),

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from exchanges import Server, client
+from exchanges import ANSWERED, SERVED, Server, client
 from folders import DERIVED, NODE_FILES, changed, drop, tree
 from needs import needs, needs_those_of
 from running import (
@@ -49,8 +49,6 @@ from running import (
 )
 
 pytestmark = pytest.mark.slow
-SERVED = "accepted\nread: [hola]\nclosed\n"
-ANSWERED = "connected\nread: [hello]\n"
 UNTRUSTED = "unable to get (local )?issuer|self.signed certificate|signature failure"
 RSA = ("-newkey", "rsa:3072", "-nodes")
 Serve = Callable[..., Server]

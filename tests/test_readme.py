@@ -112,14 +112,7 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 def markers_of(path: str) -> list[str]:
     """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
-    modules = (
-        test_programs,
-        test_languages,
-        test_robots,
-        test_zenoh,
-        test_fastdds,
-        test_ros1,
-    )
+    modules = (test_programs, test_languages, test_robots, test_zenoh, test_fastdds, test_ros1)
     for module in modules:
         for name, known in module.RECIPES.items():
             if programs.row(name)[0] == path:

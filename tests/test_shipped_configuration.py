@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from configurations import EXAMPLE, configure, examples, uncomment
-from exchanges import Server, client
+from exchanges import SERVED, Server, client
 from running import PHRASES, ROOT, generate, openssl
 
 Serve = Callable[..., Server]
@@ -18,7 +18,6 @@ TEXT = (ROOT / "sros_config.yml").read_text()
 EXAMPLES = [name for name in examples(TEXT) if name != "nameConstraints"]
 ALL_PHRASES = PHRASES | {"SROS_ARM_PASSPHRASE": "of its own"}
 ANSWERED = (0, "connected\nread: [hello]\n", "")
-SERVED = "accepted\nread: [hola]\nclosed\n"
 
 # The environment in which each example's key can be used, besides talker's.
 CLIENTS = {
