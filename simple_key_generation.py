@@ -2389,9 +2389,11 @@ class ProgramKey:
             digest = DIGESTS[self.digest]
         signature = call_program(self.path, arguments, data, self.programs.timeout)
         if not is_signed_with(self.its_public_key, digest, signature, data):
-            name = key_type(self.its_public_key)
-            what = f"printed {len(signature)} bytes, which are no signature by its {name} key"
-            raise Fault(f"{self.path}: {what} for {' '.join(['sign', *arguments])}")
+            key = f"its {key_type(self.its_public_key)} key"
+            what = f"printed {len(signature)} bytes, which are not a signature by {key}"
+            if self.digest is not None:
+                what += f" with {self.digest}"
+            raise Fault(f"{self.path}: {what}: check which key it uses, and the form")
         return signature
 
 
@@ -2528,7 +2530,9 @@ def call_program(path: str, arguments: Sequence[str], data: bytes, timeout: int)
         raise Fault(f"{path}: {why}") from None
     finally:
         kill(process)
-    if status != 0:
+    if status < 0:
+        raise Fault(f"{path}: did not sign: signal {-status} ended it")
+    if status > 0:
         raise Fault(f"{path}: did not sign: it ended with status {status}")
     return output
 
