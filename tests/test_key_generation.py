@@ -963,9 +963,12 @@ def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
     fine(generate(copy))
 
 
-@pytest.mark.parametrize("first", ["moved", "new"])
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [("moved", "is not signed by sub"), ("new", "unable to get local issuer certificate")],
+)
 def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(
-    copy: Path, first: str
+    copy: Path, first: str, why: str
 ) -> None:
     def deepen(keys: dict[str, Any]) -> None:
         keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:2"
@@ -974,19 +977,14 @@ def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(
     def move(keys: dict[str, Any]) -> None:
         keys["sub"] = {**keys["master"], "issuer": "master"}
         moved = {name: {**node, "issuer": "sub"} for name, node in keys["nodes"].items()}
-        new = {"client2": moved["client"]}
-        keys["nodes"] = {**moved, **new} if first == "moved" else {**new, **moved}
+        nodes = {"moved": moved, "new": {"client2": moved["client"]}}
+        keys["nodes"] = nodes.pop(first) | nodes.popitem()[1]
         deepen(keys)
 
     drop(copy, "keys")
     edit(copy, deepen)
     fine(generate(copy))
     edit(copy, move)
-    why = (
-        "is not signed by sub"
-        if first == "moved"
-        else "unable to get local issuer certificate"
-    )
     failed = [f"keys/{name}/cert.pem: {why}" for name in ("server", "client")]
     result = generate(copy)
     faults(result, *failed)
