@@ -40,7 +40,6 @@ from running import (
     GENERATE,
     PHRASES,
     complaints,
-    environment,
     faults,
     fine,
     generate,
@@ -48,6 +47,7 @@ from running import (
     openssl,
     refused,
     run,
+    started,
     warned,
 )
 
@@ -423,16 +423,8 @@ def first_line(stream: IO[str] | None) -> str:
 
 def start(folder: Path) -> subprocess.Popen[str]:
     """Start a run without warnings: a signal can come between open() and with."""
-    return subprocess.Popen(
-        [sys.executable, str(GENERATE)],
-        cwd=folder,
-        env=environment({**PHRASES, "PYTHONWARNINGS": ""}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    env = {**PHRASES, "PYTHONWARNINGS": ""}
+    return started(sys.executable, GENERATE, cwd=folder, env=env)
 
 
 def test_of_two_runs_the_second_waits_and_finds_all_made(tmp_path: Path) -> None:
