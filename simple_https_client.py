@@ -70,7 +70,7 @@ def main() -> int:
         if not isinstance(error.__cause__, BrokenPipeError):
             complain("cannot print", error)
         return 1
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         what = "no exchange with"
         # An alert tells that the server has refused us.
         if describe_error(error).startswith("alert "):
@@ -133,7 +133,7 @@ def keep_outputs_blocking() -> None:
 def make_context(folder: Path) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in a folder.
 
-    Raises OSError, ValueError or EOFError, with the name of the file, if that can't be done.
+    Raises OSError or ValueError, with the name of the file, if that can't be done.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     require_tls_1_3(context)
@@ -149,9 +149,10 @@ def make_context(folder: Path) -> ssl.SSLContext:
     # with it a chain could end in any certificate that is loaded below.
     context.verify_flags = ssl.VERIFY_X509_STRICT
 
+    check_openssl(folder / "fullchain.pem")
     load_anchors(context, folder)
     load_lists(context, folder / "crl.pem")
-    load_identity(context, folder, read_pass_phrase(folder))
+    load_identity(context, folder, read_pass_phrase(folder / "key.pem"))
     return context
 
 
@@ -179,6 +180,23 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
         folder = Path(ssl.get_default_verify_paths().openssl_capath).parent
         file = os.environ.get("OPENSSL_CONF", folder / "openssl.cnf")
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
+
+
+def check_openssl(chain: Path) -> None:
+    """Check that OpenSSL knows the algorithms of a chain. Raises OSError or ValueError."""
+    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(chain):
+        found = f"this Python's ssl has {ssl.OPENSSL_VERSION}"
+        raise ValueError(f"{chain}: ML-DSA takes OpenSSL 3.5, {found}")
+
+
+def uses_ml_dsa(chain: Path) -> bool:
+    """Tell whether a certificate in a chain has an ML-DSA key or signature."""
+    for certificate in PEM_CERTIFICATE.findall(chain.read_text(errors="replace")):
+        # If it is damaged, OpenSSL will say so.
+        with suppress(ValueError):
+            if ML_DSA.search(ssl.PEM_cert_to_DER_cert(certificate)):
+                return True
+    return False
 
 
 def load_pem(context: ssl.SSLContext, file: Path) -> None:
@@ -245,10 +263,6 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
     """Load our own key and chain. Raises ValueError that names the file."""
     key = folder / "key.pem"
     chain = folder / "fullchain.pem"
-    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(chain):
-        found = f"this Python's ssl has {ssl.OPENSSL_VERSION}"
-        raise ValueError(f"{chain}: ML-DSA takes OpenSSL 3.5, {found}")
-
     try:
         # A pass phrase is always given, or OpenSSL itself would ask for it.
         context.load_cert_chain(chain, key, password=pass_phrase)
@@ -257,40 +271,32 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
         if words == "PEM lib":
             words = "SROS_PASSPHRASE is wrong or not set, or the file is damaged"
         elif words in MISMATCHES:
-            words = f"does not belong to the first certificate in {chain}"
+            words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             key = chain
         raise ValueError(f"{key}: {words}") from error
 
 
-def read_pass_phrase(folder: Path) -> bytes:
-    """Return the pass phrase of key.pem: from the environment, or typed at the terminal.
+def read_pass_phrase(key: Path) -> bytes:
+    """Return a key's pass phrase: from the environment, or typed at the terminal.
 
-    Raises OSError, ValueError or EOFError if there is none. A key that is not encrypted has an
-    empty one.
+    A key that is not encrypted has an empty one. Raises OSError or ValueError.
     """
     if b"SROS_PASSPHRASE" in os.environb:
         return os.environb[b"SROS_PASSPHRASE"]
-    if b"ENCRYPTED" not in (folder / "key.pem").read_bytes():
+    if b"ENCRYPTED" not in key.read_bytes():
         return b""
 
-    # Without a terminal, getpass would read standard input. This raises OSError.
-    os.close(os.open("/dev/tty", os.O_RDWR))
     try:
+        # Without a terminal, getpass would read standard input.
+        os.close(os.open("/dev/tty", os.O_RDWR))
         return os.fsencode(getpass.getpass("Enter PEM pass phrase:"))
     except UnicodeError:
-        # The words of this error show a part of the pass phrase.
-        raise ValueError("what was typed is not text in this locale") from None
-
-
-def uses_ml_dsa(chain: Path) -> bool:
-    """Tell whether a certificate in a chain has an ML-DSA key or signature."""
-    for certificate in PEM_CERTIFICATE.findall(chain.read_text(errors="replace")):
-        # If it is damaged, OpenSSL will say so.
-        with suppress(ValueError):
-            if ML_DSA.search(ssl.PEM_cert_to_DER_cert(certificate)):
-                return True
-    return False
+        # The words of this error show a part of what was typed.
+        raise ValueError(f"{key}: the pass phrase is not text in this locale") from None
+    except (OSError, EOFError):
+        problem = "SROS_PASSPHRASE is not set, and nothing was typed at a terminal"
+        raise ValueError(f"{key}: {problem}") from None
 
 
 # --- 3. The connection -----------------------------------------------------------------------

@@ -43,7 +43,7 @@ from threading import Event, Lock, Thread, active_count
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with the newline
-MAX_SHOWN = 1000  # bytes of a line that are printed
+MAX_SHOWN = 1000  # characters of a line that are printed
 MAX_UNPRINTED = 10000  # lines that wait to be printed; further ones are lost
 MAX_CONNECTIONS = 2000  # clients served at once; further ones wait in the system's queue
 MIN_THREADS = 8  # kept, even while there are fewer clients
@@ -76,7 +76,8 @@ def main() -> int:
     options = parse_arguments()
     prepare_process()
     try:
-        pass_phrase = read_pass_phrase(options.keys)
+        check_openssl(options.keys / "fullchain.pem")
+        pass_phrase = read_pass_phrase(options.keys / "key.pem")
         context = make_context(options.keys, pass_phrase)
         listeners = listen(options.host, options.port)
 
@@ -90,7 +91,7 @@ def main() -> int:
             start(accept_clients, listener, crew)
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, EOFError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         complain(f"cannot serve {options.host} port {options.port}", error)
         return 1
 
@@ -181,24 +182,43 @@ def reload_keys(wanted: Event, shared: Shared, folder: Path, pass_phrase: bytes)
 # --- 2. The keys folder ----------------------------------------------------------------------
 
 
-def read_pass_phrase(folder: Path) -> bytes:
-    """Return the pass phrase of key.pem: from the environment, or typed at the terminal.
+def check_openssl(chain: Path) -> None:
+    """Check that OpenSSL knows the algorithms of a chain. Raises OSError or ValueError."""
+    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(chain):
+        found = f"this Python's ssl has {ssl.OPENSSL_VERSION}"
+        raise ValueError(f"{chain}: ML-DSA takes OpenSSL 3.5, {found}")
 
-    Raises OSError, ValueError or EOFError if there is none. A key that is not encrypted has an
-    empty one.
+
+def uses_ml_dsa(chain: Path) -> bool:
+    """Tell whether a certificate in a chain has an ML-DSA key or signature."""
+    for certificate in PEM_CERTIFICATE.findall(chain.read_text(errors="replace")):
+        # If it is damaged, OpenSSL will say so.
+        with suppress(ValueError):
+            if ML_DSA.search(ssl.PEM_cert_to_DER_cert(certificate)):
+                return True
+    return False
+
+
+def read_pass_phrase(key: Path) -> bytes:
+    """Return a key's pass phrase: from the environment, or typed at the terminal.
+
+    A key that is not encrypted has an empty one. Raises OSError or ValueError.
     """
     if b"SROS_PASSPHRASE" in os.environb:
         return os.environb[b"SROS_PASSPHRASE"]
-    if b"ENCRYPTED" not in (folder / "key.pem").read_bytes():
+    if b"ENCRYPTED" not in key.read_bytes():
         return b""
 
-    # Without a terminal, getpass would read standard input. This raises OSError.
-    os.close(os.open("/dev/tty", os.O_RDWR))
     try:
+        # Without a terminal, getpass would read standard input.
+        os.close(os.open("/dev/tty", os.O_RDWR))
         return os.fsencode(getpass.getpass("Enter PEM pass phrase:"))
     except UnicodeError:
-        # The words of this error show a part of the pass phrase.
-        raise ValueError("what was typed is not text in this locale") from None
+        # The words of this error show a part of what was typed.
+        raise ValueError(f"{key}: the pass phrase is not text in this locale") from None
+    except (OSError, EOFError):
+        problem = "SROS_PASSPHRASE is not set, and nothing was typed at a terminal"
+        raise ValueError(f"{key}: {problem}") from None
 
 
 def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
@@ -322,10 +342,6 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
     """Load our own key and chain. Raises ValueError that names the file."""
     key = folder / "key.pem"
     chain = folder / "fullchain.pem"
-    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(chain):
-        found = f"this Python's ssl has {ssl.OPENSSL_VERSION}"
-        raise ValueError(f"{chain}: ML-DSA takes OpenSSL 3.5, {found}")
-
     try:
         # A pass phrase is always given, or OpenSSL itself would ask for it.
         context.load_cert_chain(chain, key, password=pass_phrase)
@@ -334,20 +350,10 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
         if words == "PEM lib":
             words = "SROS_PASSPHRASE is wrong or not set, or the file is damaged"
         elif words in MISMATCHES:
-            words = f"does not belong to the first certificate in {chain}"
+            words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             key = chain
         raise ValueError(f"{key}: {words}") from error
-
-
-def uses_ml_dsa(chain: Path) -> bool:
-    """Tell whether a certificate in a chain has an ML-DSA key or signature."""
-    for certificate in PEM_CERTIFICATE.findall(chain.read_text(errors="replace")):
-        # If it is damaged, OpenSSL will say so.
-        with suppress(ValueError):
-            if ML_DSA.search(ssl.PEM_cert_to_DER_cert(certificate)):
-                return True
-    return False
 
 
 # --- 3. Listening and accepting --------------------------------------------------------------
@@ -360,9 +366,9 @@ def listen(host: str, port: int) -> list[socket.socket]:
     """
     listeners: list[socket.socket] = []
     absent: list[OSError] = []
-    for address in find_addresses(host):
+    for address, family in find_addresses(host).items():
         try:
-            listeners.append(open_listener(address, port))
+            listeners.append(open_listener(family, address, port))
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 close_all(listeners)
@@ -376,28 +382,31 @@ def listen(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
-def find_addresses(host: str) -> list[str]:
-    """Return the addresses of a host, each of them once. Raises OSError."""
+def find_addresses(host: str) -> dict[Any, int]:
+    """Return the addresses of a host, with the family of each. Raises OSError."""
+    names = [host]
     # `localhost` is this machine, by IPv4 and IPv6 (RFC 6761, section 6.3).
     if host.lower().removesuffix(".") == "localhost":
-        return ["127.0.0.1", "::1"]
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        names = ["127.0.0.1", "::1"]
+
+    addresses: dict[Any, int] = {}
+    for name in names:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        for family, _, _, _, address in found:
+            addresses[address] = family
+    return addresses
 
 
-def open_listener(address: str, port: int) -> socket.socket:
+def open_listener(family: int, address: Any, port: int) -> socket.socket:
     """Return a socket that listens on an address. Raises OSError."""
-    family = socket.AF_INET
-    if ":" in address:
-        family = socket.AF_INET6
-
     # create_server sets SO_REUSEADDR, so that a server can be restarted at once.
     return socket.create_server(
-        (address, port),
+        # An IPv6 address is followed by its flow label and its zone.
+        (address[0], port, *address[2:]),
         family=family,
         backlog=MAX_CONNECTIONS,
         # `::` stands for all addresses, those of IPv4, too.
-        dualstack_ipv6=address == "::",
+        dualstack_ipv6=address[0] == "::",
     )
 
 
@@ -493,6 +502,7 @@ def serve(raw: socket.socket, address: Any, shared: Shared) -> None:
                 shared.log.put(f"{peer}: {describe_session(connection)}", sys.stderr)
             shared.log.put("accepted", sys.stdout)
             answer_lines(connection, shared.log)
+            shared.log.put("closed", sys.stdout)
         except (OSError, ValueError) as error:
             shared.log.complain(peer, error)
         close_politely(connection)
@@ -562,7 +572,6 @@ def answer_lines(connection: ssl.SSLSocket, log: Log) -> None:
     while True:
         line, unread = read_line(connection, unread)
         if not line:
-            log.put("closed", sys.stdout)
             return
 
         # LF or CR LF ends a line.
@@ -575,7 +584,7 @@ def answer_lines(connection: ssl.SSLSocket, log: Log) -> None:
         http_answer = answer_to_http(text)
         if http_answer:
             connection.sendall(http_answer)
-            close_first(connection, log)
+            # It announces `Connection: close`. How the client leaves is no error.
             return
         if text == b"hola":
             line = b"hello\n"
@@ -613,12 +622,12 @@ def time_left(deadline: float) -> float:
 
 
 def describe_line(text: bytes) -> str:
-    """Return what is printed of a line. Its first part is enough."""
+    """Return what is printed of a line. The beginning of a long one is enough."""
     # Bytes that are not UTF-8 become surrogates, which are escaped when they are printed.
-    shown = text[:MAX_SHOWN].decode(errors="surrogateescape")
-    if len(text) > MAX_SHOWN:
-        return f"read: [{shown}] and {len(text) - MAX_SHOWN} bytes more"
-    return f"read: [{shown}]"
+    shown = text.decode(errors="surrogateescape")
+    if len(shown) <= MAX_SHOWN:
+        return f"read: [{shown}]"
+    return f"read: [{shown[:MAX_SHOWN]}] and {len(shown) - MAX_SHOWN} characters more"
 
 
 def begins_with_http(unread: bytes) -> bool:
@@ -639,35 +648,17 @@ def answer_to_http(line: bytes) -> bytes:
     return b""
 
 
-def close_first(connection: ssl.SSLSocket, log: Log) -> None:
-    """Close after an answer, as HTTP's `Connection: close` has announced."""
-    send_close_notify(connection)
-    # HTTP clients may leave without close_notify. They have the whole answer.
-    with suppress(OSError):
-        read_to_end(connection)
-        log.put("closed", sys.stdout)
-
-
 def close_politely(connection: ssl.SSLSocket) -> None:
     """Close so that the client can read our last answer, or the alert. Raises OSError."""
-    send_close_notify(connection)
+    # Send close_notify, and don't wait for the client's. This fails if the handshake has failed.
+    connection.setblocking(False)
+    with suppress(OSError, ValueError):
+        connection.unwrap()
 
     # TLS ends here. From now on, recv returns what arrives by TCP: read until the client
     # closes. Closing with unread data would reset the connection, and a reset can destroy an
     # answer.
     connection.shutdown(socket.SHUT_WR)
-    read_to_end(connection)
-
-
-def send_close_notify(connection: ssl.SSLSocket) -> None:
-    """Send close_notify, if the handshake has succeeded, and don't wait for the client's."""
-    connection.setblocking(False)
-    with suppress(OSError, ValueError):
-        connection.unwrap()
-
-
-def read_to_end(connection: ssl.SSLSocket) -> None:
-    """Read until the client has closed. Raises OSError if it does not."""
     deadline = time.monotonic() + TIMEOUT
     connection.settimeout(TIMEOUT)
     while connection.recv(MAX_LINE):
