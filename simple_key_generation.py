@@ -7,7 +7,7 @@ missing, verify everything. The keys folder is the only state.
 The script tells how a run goes:
 
     main         (at the end) reads command line and configuration, and locks the keys folder
-    walk         settles the CAs from the root down, then the nodes
+    walk         settles the CAs from the root down, then the nodes, which need their lists
     settle       settles one entry in ten steps, from the look at its folder (a new one gets a
                  new key) to the files that it writes
     certify      signs a certificate: a root's with its own key, any other with its issuer's
@@ -22,9 +22,9 @@ What a folder keys/NAME holds:
     cert.pem       the certificate
     issued/        a CA: a copy of every certificate that it signed
     cross.pem      a root: its certificate from a higher CA, put there by a person
-    crl.pem        a CA: its own revocation list; a node: the lists of all CAs above it
+    crl.pem        a CA: its own revocation list; a node: those of all CAs below its anchors
     fullchain.pem  cert.pem and its issuers, without the trust anchor
-    ca.pem         the trust anchor
+    ca.pem         the anchors that it trusts
 
 The words used throughout:
 
@@ -34,7 +34,8 @@ The words used throughout:
     authority      what a CA hands down to the entries below it: chain, lists, signer, verifier
     list           a certificate revocation list (RFC 5280, section 5)
     record         a CA's folder issued/
-    anchor         the trust anchor: the self-signed certificate at the top of a chain
+    anchor         a trust anchor: the self-signed certificate at the top of a chain
+    bundle         a node's ca.pem or crl.pem, in which each CA that it trusts has a part
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ import sys
 
 SCRIPT = "simple_key_generation.py"
 
-# Until main() is there to do so, this ends the script quietly on Ctrl-C. A shell's background
-# ignores the signal, and that stays so.
+# Until main() takes over, this ends the script quietly on Ctrl-C. A shell's background job
+# ignores the signal, and still does.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(130))
 
@@ -55,14 +56,23 @@ try:
     import base64
     import fcntl
     import getpass
+    import hashlib
     import ipaddress
     import re
     import shutil
     import string
+    import time
     import unicodedata
     import warnings
     from collections import Counter
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from contextlib import contextmanager, suppress
     from datetime import datetime, timedelta, timezone
     from functools import cache, partial
@@ -78,7 +88,7 @@ try:
     from OpenSSL import crypto
     from yaml import CSafeLoader
 except Exception as error:
-    # Not only ImportError: releases that don't fit together raise whatever they run into.
+    # Not only ImportError: releases that don't fit together raise all kinds of errors.
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
     if "CSafeLoader" in str(error):
         advice = "this PyYAML lacks libyaml: apt-get install libyaml-dev, then "
@@ -106,6 +116,7 @@ class Entry(NamedTuple):
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
     issuer: str | None  # None: self-signed
+    trust: tuple[str, ...]  # the anchors that a node verifies its peers by; a CA: its own
     key_type: str  # such as ec:prime256v1
     digest: str  # what its key signs with, if the key type leaves a choice
     passphrase: str | None  # the environment variable; None: the key is not encrypted
@@ -140,7 +151,7 @@ class Folder(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What counts of a signing request. What else it asks for does not."""
+    """The parts of a signing request that count. The script ignores the rest."""
 
     public_key: object
     is_sound: bool  # signed by that key, and not with RSA-PSS
@@ -154,6 +165,7 @@ class Task(NamedTuple):
     folder: Folder
     signer: Signer
     above: Authority | None  # the issuer's; None: the entry signs itself
+    trusted: Trusted | None  # what a node verifies its peers by; None: a CA
 
 
 class Authority(NamedTuple):
@@ -172,9 +184,40 @@ class Authority(NamedTuple):
     # What the folders hold, as PEM; empty if there is no such thing.
     intermediates_pem: bytes  # the chain without the anchor
     anchor_pem: bytes
-    cross_pem: bytes | None  # None: it can't be read, so what the folders have stays
+    cross_pem: bytes | None  # None: it can't be read; the folders keep what they have
     own_list_pem: bytes
-    lists_pem: bytes
+
+
+class Trusted(NamedTuple):
+    """What the nodes that trust the same anchors verify their peers by."""
+
+    anchors: Bundle  # ca.pem
+    lists: Bundle  # crl.pem: the lists of all CAs below the anchors
+
+
+class Bundle(NamedTuple):
+    """What a file of a node is put together from."""
+
+    file_name: str
+    parts: tuple[Part, ...]
+    pem: bytes  # all parts, one after the other
+    is_complete: bool  # False: a CA failed, and its part stays as each file has it
+    updates: dict[bytes, Update]  # by what a file holds; grows as files are read
+
+
+class Part(NamedTuple):
+    """What one CA contributes to a bundle."""
+
+    name: str
+    certificate: x509.Certificate  # tells which part of an older file came from this CA
+    pem: bytes  # its certificate or its list; empty: the CA is not, or no longer, trusted
+
+
+class Update(NamedTuple):
+    """What becomes of a bundle that is not up to date."""
+
+    pem: bytes
+    new: tuple[str, ...]  # the CAs of which it had no part
 
 
 class Outcome(NamedTuple):
@@ -185,8 +228,9 @@ class Outcome(NamedTuple):
     problems: tuple[Problem, ...] = ()
     error: Problem | None = None  # what ended it
     authority: Authority | None = None  # None: a node, or a CA that failed early
-    lists: tuple[RevocationList, ...] = ()  # of CAs that were left alone, for those below
+    list_part: Part | None = None  # a CA's list for the nodes, once it is on disk
     blocked_by: str | None = None  # the entry because of which nothing below can be made
+    written: tuple[str, ...] = ()  # the paths of the files that were written
 
 
 class Problem(NamedTuple):
@@ -207,6 +251,8 @@ class Run(NamedTuple):
     orders: Orders
     phrases: Phrases
     new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
+    disk: Disk
+    as_json: bool
     copies: tuple[ListFile, ...]  # every crl.pem there is, to restore a lost one from
 
 
@@ -251,38 +297,60 @@ def walk(run: Run, report: Report) -> None:
     # First every CA, from the root down.
     for entry in run.entries:
         if entry.is_ca:
-            outcomes[entry.name] = settle_or_leave_alone(run, entry, outcomes)
+            outcomes[entry.name] = take_turn(run, entry, outcomes, None)
+    fail_ambiguous_lists(run, outcomes)
+    trusted = trusted_by_nodes(run, outcomes)
 
     # Then every node. A node's outcome is not kept, as there may be thousands.
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = settle_or_leave_alone(run, entry, outcomes)
+            outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
+        if run.as_json:
+            outcome = outcome._replace(line=json_line(run, entry, outcome))
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
 
+    # At last, what concerns more than one entry, or none.
+    report.problems(left_alone_problems(run, left_alone))
+    report.problems(forgotten_folders(run, outcomes))
+    report.problems(new_cas(run, trusted.values()))
+
+
+def left_alone_problems(run: Run, left_alone: Mapping[str, int]) -> Iterator[Problem]:
+    """Yield a line for each CA below which entries were left alone."""
     for name, count in left_alone.items():
         text = f"{run.keys}: left alone: {count} below {name}, which failed or is revoked"
         if name in run.orders.revoke:
-            report.problem(Problem("warning", text))
+            yield Problem("warning", text)
         else:
-            report.problem(Problem("error", text))
+            yield Problem("error", text)
 
 
-def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome]) -> Outcome:
+def take_turn(
+    run: Run, entry: Entry, outcomes: Mapping[str, Outcome], trusted: Trusted | None
+) -> Outcome:
+    """Settle an entry or leave it alone, and note what was written."""
+    run.disk.written.clear()
+    outcome = settle_or_leave_alone(run, entry, outcomes, trusted)
+    return outcome._replace(written=tuple(run.disk.written))
+
+
+def settle_or_leave_alone(
+    run: Run, entry: Entry, outcomes: Mapping[str, Outcome], trusted: Trusted | None
+) -> Outcome:
     """Settle an entry, unless its issuer has failed or is revoked."""
     if entry.issuer is None:
-        return settle(run, entry, None)
+        return settle(run, entry, None, trusted)
     issuer = outcomes[entry.issuer]
     if issuer.blocked_by is None:
-        return settle(run, entry, issuer.authority)
+        return settle(run, entry, issuer.authority, trusted)
 
-    if not can_spread(run, entry, issuer.authority):
-        return leave_alone(run, entry, issuer)
-    # The revocation lists must reach the entry all the same, in step (6). As a rule, its chain
-    # then fails to verify, and the issuer's error line says why.
-    outcome = settle(run, entry, issuer.authority)
+    if not can_go_on(run, entry, issuer):
+        return leave_alone(run, entry, issuer, trusted)
+    # As a rule, the entry's chain now fails to verify, and the issuer's error line says why.
+    outcome = settle(run, entry, issuer.authority, trusted)
     if outcome.blocked_by is None:
         return outcome
     return outcome._replace(
@@ -290,69 +358,55 @@ def settle_or_leave_alone(run: Run, entry: Entry, outcomes: Mapping[str, Outcome
     )
 
 
-def can_spread(run: Run, entry: Entry, above: Authority | None) -> bool:
+def can_go_on(run: Run, entry: Entry, issuer: Outcome) -> bool:
     """Tell whether a CA that failed has its list on disk, and the entry a certificate."""
-    if above is None or not above.lists:
+    # A newer list that could not be written here must not be written elsewhere.
+    if issuer.authority is None or not issuer.authority.lists or issuer.list_part is None:
         return False
-    # A newer list that could not be written must not go anywhere else.
-    try:
-        is_on_disk = read_file(f"{above.path}/crl.pem") == above.own_list_pem
-    except OSError:
-        return False
-    return is_on_disk and os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
+    return os.path.exists(os.path.join(run.keys, entry.name, "cert.pem"))
 
 
-def leave_alone(run: Run, entry: Entry, issuer: Outcome) -> Outcome:
-    """Leave an entry alone, but for revocation lists.
+def leave_alone(run: Run, entry: Entry, issuer: Outcome, trusted: Trusted | None) -> Outcome:
+    """Leave an entry alone, but for revocation lists and anchors.
 
     A CA's own list needs nothing from above: revocations get through, whatever is wrong there.
     """
     problems: list[Problem] = []
-    lists = list(issuer.lists)
+    list_part = None
     try:
         task = look_at_folder(run, entry)
-        if entry.is_ca and task.folder.certificate is not None:
-            own_list = settle_list_alone(task, task.folder.certificate, problems)
-            if own_list is not None:
-                lists.append(own_list)
-        if not entry.is_ca and "crl.pem" in task.folder.file_names:
-            exchange_lists(task.folder, lists)
+        if trusted is not None:
+            spread(run.disk, task.folder, trusted)
+        elif task.folder.certificate is not None:
+            list_part = settle_list_alone(task, task.folder.certificate, problems)
     except ENTRY_ERRORS as error:
         problems.append(problem_of(error, os.path.join(run.keys, entry.name)))
     return Outcome(
         "left alone",
         problems=tuple(problems),
-        lists=tuple(lists),
+        list_part=list_part,
         blocked_by=issuer.blocked_by,
     )
 
 
 def settle_list_alone(
     task: Task, ca: x509.Certificate, problems: list[Problem]
-) -> RevocationList | None:
+) -> Part | None:
     """Settle and write the list of a CA that is left alone. Raises Fault, OSError."""
     check_ca(f"{task.folder.path}/cert.pem", ca)
     own_list = settle_list(task, ca, problems)
-    if own_list is not None:
-        files = {"crl.pem": to_pem(own_list)}
-        update_folder(task.folder.path, task.folder.file_names, files)
-    return own_list
-
-
-def exchange_lists(folder: Folder, lists: Sequence[RevocationList]) -> None:
-    """Put newer lists into a node's crl.pem, and leave the others alone. Raises OSError."""
-    newer = {crl.issuer: crl for crl in lists}
-    there = read_lists(f"{folder.path}/crl.pem").lists
-    if there is not None:
-        exchanged = [newer.get(crl.issuer, crl) for crl in there]
-        update_folder(folder.path, folder.file_names, {"crl.pem": to_pem(*exchanged)})
+    if own_list is None:
+        return None
+    pem = to_pem(own_list)
+    task.run.disk.update(task.folder.path, task.folder.file_names, {"crl.pem": pem})
+    return Part(task.entry.name, ca, pem)
 
 
 def look_at_folder(run: Run, entry: Entry) -> Task:
     """Return the task of an entry, as if it had no issuer. Raises Fault, OSError."""
     folder = read_folder(os.path.join(run.keys, entry.name))
     signer = Signer(entry, run.phrases, f"{folder.path}/key.pem", folder.key_pem, None)
-    return Task(run, entry, folder, signer, None)
+    return Task(run, entry, folder, signer, None, None)
 
 
 # --- 3. One entry ----------------------------------------------------------------------------
@@ -366,49 +420,61 @@ class Draft(NamedTuple):
     is_compared: bool  # with its key; False: the pass phrase was not at hand
 
 
-def settle(run: Run, entry: Entry, above: Authority | None) -> Outcome:
+def settle(
+    run: Run, entry: Entry, above: Authority | None, trusted: Trusted | None
+) -> Outcome:
     """Bring one entry's folder in line with the configuration, and verify it.
 
-    (1) Look at the folder; a new one gets a key.   (6) Spread the revocation lists.
+    (1) Look at the folder; a new one gets a key.   (6) Spread new lists and anchors.
     (2) Certify the key, if it has no certificate.  (7) Refuse a revoked certificate.
     (3) Match certificate, key and request.         (8) Verify the chain with OpenSSL.
     (4) Renew the certificate, if ordered.          (9) Compare with the configuration.
     (5) Settle a CA's own list, and hand it down.  (10) Write what is new.
 
-    `above` is the issuer's authority, or None for an entry that signs itself.
+    `above` is the issuer's authority, or None for an entry that signs itself. `trusted` is
+    what a node verifies its peers by, or None for a CA.
     """
     problems: list[Problem] = []
     own = None
     try:
-        task = look(run, entry, above)
+        task = look(run, entry)._replace(above=above, trusted=trusted)
         draft = obtain_certificate(task, problems)
         if entry.is_ca:
             own = hand_down(task, draft.certificate, problems)
         state = verify_and_write(task, draft, own, problems)
+        outcome = Outcome(state, tree_line(task, draft, state, own))
     except ENTRY_ERRORS as error:
         problem = problem_of(error, os.path.join(run.keys, entry.name))
-        return Outcome(
-            "failed",
-            problems=tuple(problems),
-            error=problem,
-            authority=own,
-            blocked_by=entry.name,
-        )
+        outcome = Outcome("failed", error=problem)
 
     blocked_by = None
-    if state == "revoked":
+    if outcome.state in ("failed", "revoked"):
         blocked_by = entry.name
-    line = tree_line(task, draft, state, own)
-    return Outcome(state, line, tuple(problems), authority=own, blocked_by=blocked_by)
+    return outcome._replace(
+        problems=tuple(problems),
+        authority=own,
+        list_part=list_on_disk(run, entry, own),
+        blocked_by=blocked_by,
+    )
 
 
-def look(run: Run, entry: Entry, above: Authority | None) -> Task:
+def list_on_disk(run: Run, entry: Entry, own: Authority | None) -> Part | None:
+    """Return a CA's list for the nodes; None if it is not on disk, as it should be."""
+    if own is None or not own.own_list_pem:
+        return None
+    with suppress(OSError):
+        if run.disk.read(f"{own.path}/crl.pem") == own.own_list_pem:
+            return Part(entry.name, own.chain[0], own.own_list_pem)
+    return None
+
+
+def look(run: Run, entry: Entry) -> Task:
     """Take step (1). Raises Fault, OSError."""
     # (1) Look. The key of a new folder is made here, and written in step (10).
     task = look_at_folder(run, entry)
     if task.folder.is_new():
         task = task._replace(signer=make_key(run, entry, task.folder))
-    return task._replace(above=above)
+    return task
 
 
 def obtain_certificate(task: Task, problems: list[Problem]) -> Draft:
@@ -474,7 +540,6 @@ def hand_down(task: Task, certificate: x509.Certificate, problems: list[Problem]
         anchor_pem=anchor_pem,
         cross_pem=cross_pem,
         own_list_pem=to_pem(own_list),
-        lists_pem=to_pem(*lists),
     )
 
 
@@ -499,12 +564,14 @@ def verify_and_write(
     path = f"{folder.path}/cert.pem"
     # A root is its own issuer.
     issuer = cast(Authority, task.above or own)
-    crl_pem = issuer.lists_pem if own is None else own.own_list_pem
 
-    # (6) Spread: a newer list replaces an old one even if a later step fails. A folder's first
-    # list waits for step (10).
-    if crl_pem and "crl.pem" in folder.file_names:
-        update_folder(folder.path, folder.file_names, {"crl.pem": crl_pem})
+    # (6) Spread: what is newer replaces what is there, even if a later step fails. A folder's
+    # first list waits for step (10).
+    if task.trusted is not None:
+        spread(task.run.disk, folder, task.trusted)
+    elif own is not None and own.own_list_pem and "crl.pem" in folder.file_names:
+        files = {"crl.pem": own.own_list_pem}
+        task.run.disk.update(folder.path, folder.file_names, files)
 
     # (7) Refuse a revoked certificate, unless this run was ordered to revoke it.
     if is_revoked(task, draft.certificate):
@@ -521,15 +588,42 @@ def verify_and_write(
             problems.append(problem)
 
     # (10) Write. The record comes first, so that whatever is in use can be revoked.
+    files = files_for_peers(task, own)
     if task.above is not None:
-        add_to_record(task.above, task.entry.name, draft.certificate)
+        add_to_record(task, task.above, draft.certificate)
     elif draft.state == "renewed" and folder.certificate is not None:
-        add_to_record(issuer, task.entry.name, folder.certificate)
-    write(task, draft, issuer, crl_pem)
+        add_to_record(task, issuer, folder.certificate)
+    write(task, draft, issuer, files)
     return draft.state
 
 
-def write(task: Task, draft: Draft, issuer: Authority, crl_pem: bytes) -> None:
+def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
+    """Return ca.pem and crl.pem: of a CA, both; of a node, what is missing. Raises Fault."""
+    files: dict[str, bytes] = {}
+    there = task.folder.file_names
+    if own is not None:
+        files["ca.pem"] = own.anchor_pem
+        if own.own_list_pem:
+            files["crl.pem"] = own.own_list_pem
+        return files
+
+    issuer = cast(Authority, task.above)
+    trusted = cast(Trusted, task.trusted)
+    if "ca.pem" not in there:
+        if not trusted.anchors.pem:
+            why = f"it takes {' or '.join(task.entry.trust)}, which failed"
+            raise Fault(f"{task.folder.path}/ca.pem: can't be made: {why}")
+        files["ca.pem"] = trusted.anchors.pem
+    # Where a list of its own CAs is missing, a crl.pem would have it refuse all their nodes.
+    refuses_its_own = not issuer.lists and trusts(trusted.anchors, issuer.chain[-1])
+    if "crl.pem" not in there and not refuses_its_own:
+        files["crl.pem"] = trusted.lists.pem
+    return files
+
+
+def write(
+    task: Task, draft: Draft, issuer: Authority, files_for_peers: Mapping[str, bytes]
+) -> None:
     """Write what is new or differs. Raises OSError."""
     cert_pem = to_pem(draft.certificate)
     files: dict[str, bytes] = {}
@@ -537,19 +631,17 @@ def write(task: Task, draft: Draft, issuer: Authority, crl_pem: bytes) -> None:
         files["key.pem"] = task.signer.pem or b""
     if draft.state != "kept":
         files["cert.pem"] = cert_pem
-    if crl_pem:
-        files["crl.pem"] = crl_pem
     fullchain = cert_pem + issuer.intermediates_pem
     if issuer.cross_pem is not None:
         files["fullchain.pem"] = fullchain + issuer.cross_pem
     elif not begins_with(task.folder, "fullchain.pem", fullchain):
         files["fullchain.pem"] = fullchain
-    files["ca.pem"] = issuer.anchor_pem
-    update_folder(task.folder.path, task.folder.file_names, files)
+    files.update(files_for_peers)
+    task.run.disk.update(task.folder.path, task.folder.file_names, files)
 
     # A request that an earlier --renew left has served its purpose.
     if draft.state == "renewed" and task.folder.request is not None and task.signer.is_here():
-        os.unlink(f"{task.folder.path}/csr.pem")
+        task.run.disk.remove(f"{task.folder.path}/csr.pem")
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
@@ -559,11 +651,12 @@ def begins_with(folder: Folder, name: str, data: bytes) -> bool:
     return read_file(f"{folder.path}/{name}").startswith(data)
 
 
-def add_to_record(issuer: Authority, name: str, certificate: x509.Certificate) -> None:
+def add_to_record(task: Task, issuer: Authority, certificate: x509.Certificate) -> None:
     """Add a certificate to its issuer's record, unless it is there already. Raises OSError."""
-    file_name = f"{name}-{certificate.serial_number:X}.pem"
+    file_name = f"{task.entry.name}-{certificate.serial_number:X}.pem"
     if file_name not in issuer.record:
-        update_folder(f"{issuer.path}/issued", issuer.record, {file_name: to_pem(certificate)})
+        files = {file_name: to_pem(certificate)}
+        task.run.disk.update(f"{issuer.path}/issued", issuer.record, files)
         issuer.record.add(file_name)
 
 
@@ -586,7 +679,17 @@ def tree_line(task: Task, draft: Draft, state: str, own: Authority | None) -> st
         notes += ", key elsewhere"
     elif not draft.is_compared:
         notes += ", key not compared"
+    if state in ("made", "renewed") and task.folder.request is not None:
+        notes += f", SHA-256 of its key: {fingerprint(draft.certificate)}"
     return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of a certificate's key, as its sender can print it from key.pem."""
+    der = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
 
 
 # --- 4. Certificates -------------------------------------------------------------------------
@@ -618,7 +721,8 @@ def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certi
     if task.entry.is_ca:
         if certificate.subject != task.entry.subject:
             where = task.entry.where
-            raise Fault(f"{path}: its children name this subject, not that of {where}")
+            why = f"its children name its subject, which {where} has changed"
+            raise Fault(f"{path}: can't be renewed: {why}")
         refuse_if_serial_is_named(task, certificate)
 
     renewed = certify(task, certificate.public_key())
@@ -683,7 +787,7 @@ def certify(task: Task, key: object) -> x509.Certificate:
 
 
 def check_dates(entry: Entry, run: Run) -> None:
-    """Raise Fault for a date in the configuration that has become wrong as time went by."""
+    """Raise Fault for a date in the configuration that has become wrong with time."""
     if entry.not_after <= run.now:
         date = entry.not_after.date()
         raise Fault(
@@ -692,7 +796,7 @@ def check_dates(entry: Entry, run: Run) -> None:
     if entry.not_before > run.present:
         date = entry.not_before.date()
         raise Fault(
-            f"{entry.where}.validity.notBefore: {date} is still to come: set the clock"
+            f"{entry.where}.validity.notBefore: {date} is in the future: set the clock"
         )
 
 
@@ -700,7 +804,7 @@ def sign_certificate(task: Task, public_key: PublicKey, signer: Signer) -> x509.
     """Return a new certificate, signed with the issuer's key (RFC 5280, section 4.1)."""
     entry = task.entry
     subject = entry.subject
-    # What others name a CA by stays as it is: the subject as it is encoded, here, and the
+    # A renewed CA keeps what others name it by: its subject as it is encoded, here, and its
     # subjectKeyIdentifier, in value_for.
     if entry.is_ca and task.folder.certificate is not None:
         subject = task.folder.certificate.subject
@@ -755,10 +859,10 @@ def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 
 
 def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
-    """Leave a request (RFC 2986) for a key that is elsewhere. Raises Fault, OSError."""
+    """Leave a request (RFC 2986), as the issuer's key is elsewhere. Raises Fault, OSError."""
     folder = task.folder
     if folder.request is None and not task.signer.is_here():
-        raise Fault(f"{folder.path}/cert.pem: can't be renewed: that takes {issuer.path}")
+        raise Fault(f"{folder.path}/cert.pem: can't be renewed: that needs {issuer.path}")
 
     if folder.request is None:
         builder = x509.CertificateSigningRequestBuilder().subject_name(task.entry.subject)
@@ -766,7 +870,7 @@ def raise_for_request(task: Task, issuer: Signer) -> NoReturn:
         files = {"csr.pem": to_pem(request)}
         if folder.is_new():
             files["key.pem"] = task.signer.pem or b""
-        update_folder(folder.path, folder.file_names, files)
+        task.run.disk.update(folder.path, folder.file_names, files)
     advice = (
         f"have {os.path.dirname(issuer.path)} sign it, put cert.pem beside it, and run again"
     )
@@ -780,9 +884,9 @@ def is_due(run: Run, certificate: x509.Certificate) -> bool:
 
 
 def needs_successor(run: Run, begins: datetime, ends: datetime) -> bool:
-    """Tell whether two thirds of a lifetime have passed, or none of it has begun.
+    """Tell whether two thirds of a lifetime have passed, or it has not begun yet.
 
-    The latter is what a clock leaves behind that was ahead for a while.
+    The latter happens when a clock was ahead for a while.
     """
     return begins > run.present or run.now > ends - (ends - begins) / 3
 
@@ -800,12 +904,12 @@ def settle_list(
     due for a new one     refreshed     kept, with a warning      kept, with a warning
     expired               refreshed     error                     error
     extended (--revoke)   extended      extended, after typing    kept, with an error
-    not there yet         begun         begun, after typing       missing, with a warning
+    not there yet         begun         begun, after typing       missing, with an error
 
     A list that was there and is lost comes back from a copy, in newest_list, or is an error.
     """
     path = f"{task.folder.path}/crl.pem"
-    needs_key = f"it takes {task.signer.path}"
+    signing_key = task.signer.path
     current = newest_list(task, ca)
     added = newly_revoked(task, current, problems)
     if current is not None and not added:
@@ -817,16 +921,18 @@ def settle_list(
 
     if not task.signer.is_here():
         if added:
-            problems.append(Problem("error", f"{path}: stays as it is: {needs_key}"))
+            text = f"{path}: stays as it is: a new one needs {signing_key}"
+            problems.append(Problem("error", text))
         else:
-            why = "is missing, so no node below can check who is revoked"
-            problems.append(Problem("warning", f"{path}: {why}: {needs_key}"))
+            why = "is missing, so no node can tell who is revoked"
+            text = f"{path}: {why}: put it there, or make it with {signing_key}"
+            problems.append(Problem("error", text))
         return current
 
     crl = next_list(task, ca, current, added, problems)
     # match() can't compare a key that is still encrypted.
     if not is_signed_by(crl, ca):
-        raise Fault(f"{task.folder.path}/cert.pem: is for another key than {task.signer.path}")
+        raise Fault(f"{task.folder.path}/cert.pem: does not match {task.signer.path}")
     return crl
 
 
@@ -835,12 +941,12 @@ def list_stays(task: Task, ca: x509.Certificate, current: RevocationList) -> Pro
     path = f"{task.folder.path}/crl.pem"
     begins = current.last_update_utc
     if begins > task.run.present:
-        when = f"begins on {begins.date()}, as a clock was ahead"
-        raise Fault(f"{path}: {when}: the next one takes {task.signer.path}")
+        when = f"begins in the future, on {begins.date()}, as a clock was ahead"
+        raise Fault(f"{path}: {when}: the next one needs {task.signer.path}")
     ends = end_of_list(ca, current)
     if ends <= task.run.now:
-        raise Fault(f"{path}: has expired: the next one takes {task.signer.path}")
-    text = f"{path}: ends on {ends.date()}: the next one takes {task.signer.path}"
+        raise Fault(f"{path}: has expired: the next one needs {task.signer.path}")
+    text = f"{path}: ends on {ends.date()}: the next one needs {task.signer.path}"
     return Problem("warning", text)
 
 
@@ -881,7 +987,9 @@ def end_of_next_list(task: Task, ca: x509.Certificate, problems: list[Problem]) 
     """Return when a CA's next list ends: with the CA, or at its nextUpdate. Raises Fault."""
     ends = ca.not_valid_after_utc
     if ends <= task.run.now:
-        raise Fault(f"{task.folder.path}/cert.pem: has expired, and signs no list: --renew it")
+        raise Fault(
+            f"{task.folder.path}/cert.pem: has expired, so it can't sign a list: --renew it"
+        )
 
     wanted = task.entry.next_update
     if wanted is None:
@@ -941,7 +1049,10 @@ COMPROMISES = ("keyCompromise", "cACompromise", "aACompromise")
 
 
 def is_graver(reason: str, before: str) -> bool:
-    """Tell whether a reason replaces an earlier one: any one a hold, a compromise the rest."""
+    """Tell whether a reason replaces an earlier one.
+
+    Any other reason replaces a hold. A compromise replaces all but another compromise.
+    """
     if before == "certificateHold":
         return reason != "certificateHold"
     return reason in COMPROMISES and before not in COMPROMISES
@@ -970,9 +1081,11 @@ def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
     for file in task.run.copies:
         # A damaged file may hold the newest copy. A new CA has no copy yet.
         if file.lists is None and not task.folder.is_new():
-            raise Fault(f"{file.path}: is damaged, or not what its name says")
+            raise Fault(f"{file.path}: is damaged, or is not what its name says")
     if copy is None and task.folder.record and task.signer.is_here():
-        raise Fault(f"{path}: is lost, and no node has a copy: put back the newest there is")
+        raise Fault(
+            f"{path}: is lost, and no node has a copy: put back the newest copy that you have"
+        )
     return copy
 
 
@@ -1060,7 +1173,7 @@ def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
 
 FLAGS = crypto.X509StoreFlags
 MEND = "--renew it, or mend its configuration"
-NEW_CROSS = "have it made anew, or remove it"
+NEW_CROSS = "have a new one made, or remove it"
 
 
 class Verifier:
@@ -1130,7 +1243,7 @@ class Verifier:
     def store(
         self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
     ) -> crypto.X509Store:
-        """Return what OpenSSL verifies by (X509_VERIFY_PARAM_set_flags(3))."""
+        """Return the store that OpenSSL verifies with (X509_VERIFY_PARAM_set_flags(3))."""
         store = crypto.X509Store()
         store.add_cert(crypto.X509.from_cryptography(trusted))
         for crl in lists:
@@ -1166,18 +1279,18 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
     public_key = certificate.public_key()
     check_key(path, public_key)
     if task.folder.key_pem is not None and os.stat(task.signer.path).st_mode & 0o077:
-        text = f"not for its owner only: chmod 600 {task.signer.path}"
+        text = f"other users can reach it: chmod 600 {task.signer.path}"
         yield Problem("warning", f"{task.signer.path}: {text}")
 
     is_readable = task.signer.is_here() and not task.signer.is_locked()
     if is_readable and task.signer.open().public_key() != public_key:
-        raise Fault(f"{path}: is for another key than {task.signer.path}")
+        raise Fault(f"{path}: does not match {task.signer.path}")
     if task.folder.key_pem is not None:
         yield from encryption_warnings(task, task.folder.key_pem)
 
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
-        raise Fault(f"{path}: is for another key than {task.folder.path}/csr.pem")
+        raise Fault(f"{path}: does not match {task.folder.path}/csr.pem")
 
 
 def requested_key(folder: str, request: Request) -> object:
@@ -1189,7 +1302,7 @@ def requested_key(folder: str, request: Request) -> object:
 
 
 def encryption_warnings(task: Task, pem: bytes) -> Iterator[Problem]:
-    """Yield a warning if a key is encrypted and should not be, or the reverse."""
+    """Yield a warning if a key is encrypted and should not be, or the other way round."""
     path = task.signer.path
     where = task.entry.where
     is_encrypted = b"ENCRYPTED" in pem
@@ -1208,8 +1321,8 @@ def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> No
     constraints = extension_of(certificate, x509.BasicConstraints)
     identifier = extension_of(certificate, x509.SubjectKeyIdentifier)
     if constraints is None or not constraints.ca or identifier is None:
-        needs = "it takes CA:TRUE and a subjectKeyIdentifier"
-        raise Fault(f"{path}: is no CA's certificate: {needs}: {advice}")
+        needs = "it needs CA:TRUE and a subjectKeyIdentifier"
+        raise Fault(f"{path}: is not a CA's certificate: {needs}: {advice}")
     usage = extension_of(certificate, x509.KeyUsage)
     if usage is not None and not (usage.key_cert_sign and usage.crl_sign):
         why = "can't sign certificates and lists, as its keyUsage lacks keyCertSign or cRLSign"
@@ -1243,15 +1356,15 @@ def extension_of(
 
 
 def compare(task: Task, draft: Draft) -> Iterator[Problem]:
-    """Yield warnings: what differs from the configuration, and a life that is nearly over."""
+    """Yield warnings if a certificate differs from the configuration, or ends soon."""
     path = f"{task.folder.path}/cert.pem"
     different = sorted(differences(task, draft.certificate))
     if different:
-        text = f"{path}: {task.entry.where} has another {', '.join(different)}"
+        text = f"{path}: differs from {task.entry.where}: {', '.join(different)}"
         yield Problem("warning", text)
     if draft.state == "kept" and is_due(task.run, draft.certificate):
         ends = draft.certificate.not_valid_after_utc.date()
-        yield Problem("warning", f"{path}: due for --renew, ends on {ends}")
+        yield Problem("warning", f"{path}: is due for --renew: it ends on {ends}")
 
 
 def differences(task: Task, certificate: x509.Certificate) -> set[str]:
@@ -1279,7 +1392,7 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
 
 
 def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) -> bytes | None:
-    """Return an anchor's cross.pem; empty if it is of no use; None if it can't be read."""
+    """Return an anchor's cross.pem; empty if it is no good; None if it can't be read."""
     path = f"{task.folder.path}/cross.pem"
     if "cross.pem" not in task.folder.file_names:
         return b""
@@ -1299,7 +1412,7 @@ def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) ->
         return b""
     if is_due(task.run, chain[0]):
         ends = chain[0].not_valid_after_utc.date()
-        problems.append(Problem("warning", f"{path}: ends on {ends}: have it made anew"))
+        problems.append(Problem("warning", f"{path}: ends on {ends}: have a new one made"))
     return to_pem(*chain)
 
 
@@ -1307,11 +1420,11 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
     """Raise Fault unless a certificate is a higher CA's, for the anchor's name and key."""
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
-        raise Fault(f"{path}: is no higher CA's certificate for this name and key")
+        raise Fault(f"{path}: is not a higher CA's certificate for this name and key")
 
 
 def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
-    """Check that the anchor's certificate from a higher CA is of use. Raises Fault."""
+    """Check that the anchor's certificate from a higher CA is good. Raises Fault."""
     path = f"{task.folder.path}/cross.pem"
     check_ca(path, cross, NEW_CROSS)
     if subject_key_identifier(cross) != subject_key_identifier(anchor):
@@ -1347,7 +1460,253 @@ def levels_of_cas_below(entries: Sequence[Entry], name: str) -> int:
     return max(levels.values())
 
 
-# --- 7. Folders and files --------------------------------------------------------------------
+# --- 7. What nodes trust ---------------------------------------------------------------------
+
+
+def trusted_by_nodes(
+    run: Run, outcomes: Mapping[str, Outcome]
+) -> dict[tuple[str, ...], Trusted]:
+    """Return what nodes verify their peers by, once for all that trust the same anchors."""
+    cas = [entry for entry in run.entries if entry.is_ca]
+    trusted: dict[tuple[str, ...], Trusted] = {}
+    for entry in run.entries:
+        if not entry.is_ca and entry.trust not in trusted:
+            anchors = anchor_bundle(entry.trust, cas, outcomes)
+            lists = list_bundle(entry.trust, cas, outcomes)
+            trusted[entry.trust] = Trusted(anchors, lists)
+    return trusted
+
+
+def anchor_bundle(
+    trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
+) -> Bundle:
+    """Return what ca.pem is put together from: the anchors, in the order of `trust`."""
+    parts = []
+    is_complete = True
+    for name in trust:
+        authority = outcomes[name].authority
+        if authority is None or outcomes[name].blocked_by is not None:
+            is_complete = False
+        else:
+            parts.append(Part(name, authority.chain[0], authority.anchor_pem))
+
+    # Other anchors lose their part, if they have one.
+    for ca in cas:
+        authority = outcomes[ca.name].authority
+        if ca.issuer is None and ca.name not in trust and authority is not None:
+            parts.append(Part(ca.name, authority.chain[0], b""))
+    return bundle_of("ca.pem", parts, is_complete)
+
+
+def list_bundle(
+    trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
+) -> Bundle:
+    """Return what crl.pem is put together from: the lists of all CAs below the anchors."""
+    parts = []
+    is_complete = True
+    for name in trust:
+        # From the bottom up: a CA comes before its issuer.
+        for ca in reversed(cas):
+            if ca.trust[0] != name:
+                continue
+            part = outcomes[ca.name].list_part
+            if part is not None:
+                parts.append(part)
+            if part is None or outcomes[ca.name].blocked_by is not None:
+                is_complete = False
+
+    # Other CAs lose their part, if they have one.
+    for ca in cas:
+        part = outcomes[ca.name].list_part
+        if ca.trust[0] not in trust and part is not None:
+            parts.append(part._replace(pem=b""))
+    return bundle_of("crl.pem", parts, is_complete)
+
+
+def bundle_of(file_name: str, parts: Sequence[Part], is_complete: bool) -> Bundle:
+    """Return a bundle of some parts."""
+    pem = b"".join(part.pem for part in parts)
+    return Bundle(file_name, tuple(parts), pem, is_complete, {})
+
+
+def trusts(anchors: Bundle, anchor: x509.Certificate) -> bool:
+    """Tell whether an anchor is among those of a ca.pem."""
+    return any(part.certificate == anchor and part.pem for part in anchors.parts)
+
+
+def spread(disk: Disk, folder: Folder, trusted: Trusted) -> None:
+    """Bring a node's crl.pem and ca.pem up to date, if it has them. Raises Fault, OSError."""
+    # Lists come first: without one, a CA's nodes would be refused even where it is trusted.
+    for bundle in (trusted.lists, trusted.anchors):
+        if bundle.file_name not in folder.file_names:
+            continue
+        path = f"{folder.path}/{bundle.file_name}"
+        data = read_file(path)
+        if data == bundle.pem:
+            continue
+        # Most nodes have equal files. Each kind is taken apart once.
+        if data not in bundle.updates:
+            bundle.updates[data] = update_of(bundle, path)
+        files = {bundle.file_name: bundle.updates[data].pem}
+        disk.update(folder.path, folder.file_names, files)
+
+
+def update_of(bundle: Bundle, path: str) -> Update:
+    """Return what becomes of a file, part by part. Raises Fault, OSError.
+
+    If the bundle is incomplete, what did not come from one of its CAs stays as it is.
+    """
+    there = parts_there(bundle, path)
+    if not there and bundle.is_complete:
+        return Update(bundle.pem, ())
+    if not there:
+        advice = f"mend what failed, or rm {path}, and run again"
+        raise Fault(f"{path}: is damaged, and can't be made anew: {advice}")
+
+    pem = b""
+    left = {part.name: part.pem for part in bundle.parts}
+    for each in there:
+        part = part_of(bundle, each)
+        if part is None:
+            pem += to_pem(each)
+        else:
+            pem += left.pop(part.name, b"")
+    new = tuple(name for name in left if left[name])
+    if bundle.is_complete:
+        return Update(bundle.pem, new)
+    return Update(pem + b"".join(left.values()), new)
+
+
+def parts_there(bundle: Bundle, path: str) -> Sequence[x509.Certificate | RevocationList]:
+    """Return what a ca.pem or crl.pem holds; nothing if it is damaged. Raises OSError."""
+    if bundle.file_name == "crl.pem":
+        return read_lists(path).lists or ()
+    try:
+        return load_certificates(path)
+    except Fault:
+        return ()
+
+
+def part_of(bundle: Bundle, each: x509.Certificate | RevocationList) -> Part | None:
+    """Return the part whose CA a certificate or a list came from; None if there is none."""
+    for part in bundle.parts:
+        ca = part.certificate
+        if isinstance(each, x509.Certificate):
+            if each.subject == ca.subject and each.public_key() == ca.public_key():
+                return part
+        elif is_signed_by(each, ca):
+            return part
+    return None
+
+
+def fail_ambiguous_lists(run: Run, outcomes: dict[str, Outcome]) -> None:
+    """Fail each CA whose list OpenSSL would also take for another CA's.
+
+    Where two CAs have the same subject, their lists are told apart by authorityKeyIdentifier
+    only. A list without one gets into no more folders, so the other CA's nodes stay accepted.
+    """
+    for trust in {entry.trust for entry in run.entries if not entry.is_ca}:
+        namesakes: dict[str, list[Part]] = {}
+        for entry in run.entries:
+            part = None
+            if entry.is_ca and entry.trust[0] in trust:
+                part = outcomes[entry.name].list_part
+            if part is not None:
+                subject = str(comparable(part.certificate.subject))
+                namesakes.setdefault(subject, []).append(part)
+        for parts in namesakes.values():
+            for problem, name in ambiguous_lists(run, parts):
+                outcomes[name] = outcomes[name]._replace(
+                    state="failed", line="", error=problem, list_part=None, blocked_by=name
+                )
+
+
+def ambiguous_lists(run: Run, namesakes: Sequence[Part]) -> Iterator[tuple[Problem, str]]:
+    """Yield an error and a name for each list that passes for that of a CA's namesake."""
+    for part in namesakes:
+        crl = x509.load_pem_x509_crl(part.pem)
+        if extension_of(crl, x509.AuthorityKeyIdentifier) is not None:
+            continue
+        for other in namesakes:
+            if other.certificate.public_key() != part.certificate.public_key():
+                path = os.path.join(run.keys, part.name, "crl.pem")
+                why = f"has no authorityKeyIdentifier, and {other.name} has the same subject"
+                yield Problem("error", f"{path}: {why}: have a list made with one"), part.name
+                break
+
+
+def new_cas(run: Run, trusted: Collection[Trusted]) -> Iterator[Problem]:
+    """Yield a warning if there are CAs that the nodes knew nothing of before this run."""
+    found: set[str] = set()
+    for each in trusted:
+        for update in each.lists.updates.values():
+            found.update(update.new)
+
+    names = []
+    files = "crl.pem"
+    for entry in run.entries:
+        if entry.name in found:
+            names.append(entry.name)
+            if entry.issuer is None:
+                files = "ca.pem and crl.pem"
+    if names:
+        advice = f"copy {files} to all of them and send SIGHUP, and only then use its nodes"
+        text = f"{run.keys}: new to the nodes: {', '.join(names)}: {advice}"
+        yield Problem("warning", text)
+
+
+def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Problem]:
+    """Yield a warning for each folder with a valid certificate that no entry names.
+
+    Raises OSError.
+    """
+    # A dry run does not make the folder.
+    if not os.path.exists(run.keys):
+        return
+    named = {entry.name for entry in run.entries}
+    forgotten = []
+    for name in sorted(os.listdir(run.keys)):
+        if name not in named and not name.startswith("."):
+            forgotten.append(name)
+    if not forgotten:
+        return
+    revoked = all_revoked(run, outcomes)
+    for name in forgotten:
+        path = os.path.join(run.keys, name)
+        # Without a certificate that can be read, it is no business of this run.
+        with suppress(Fault, OSError):
+            certificate = load_certificate(f"{path}/cert.pem")
+            is_revoked = certificate.serial_number in revoked.get(certificate.issuer, ())
+            if certificate.not_valid_after_utc > run.now and not is_revoked:
+                yield Problem("warning", forgotten_text(run, path, certificate))
+
+
+def all_revoked(run: Run, outcomes: Mapping[str, Outcome]) -> dict[x509.Name, set[int]]:
+    """Return the serial numbers on all lists that there are, by issuer."""
+    lists = [crl for file in run.copies for crl in file.lists or ()]
+    for outcome in outcomes.values():
+        if outcome.list_part is not None:
+            lists.append(x509.load_pem_x509_crl(outcome.list_part.pem))
+    revoked: dict[x509.Name, set[int]] = {}
+    for crl in lists:
+        revoked.setdefault(crl.issuer, set()).update(serial_numbers(crl))
+    return revoked
+
+
+def forgotten_text(run: Run, path: str, certificate: x509.Certificate) -> str:
+    """Return what to do about a folder that no entry names."""
+    name = os.path.basename(path)
+    file_name = f"{name}-{certificate.serial_number:X}.pem"
+    advice = f"rm -r {path}"
+    for entry in run.entries:
+        recorded = os.path.join(run.keys, entry.name, "issued", file_name)
+        if entry.is_ca and os.path.exists(recorded):
+            advice = f"--revoke {name}, or put the entry back"
+    ends = certificate.not_valid_after_utc.date()
+    return f"{path}: is valid until {ends}, but no entry has this name: {advice}"
+
+
+# --- 8. Folders and files --------------------------------------------------------------------
 
 
 class ListFile(NamedTuple):
@@ -1357,13 +1716,17 @@ class ListFile(NamedTuple):
     lists: tuple[RevocationList, ...] | None  # None: the file is damaged
 
 
+# The name of what is not complete yet, in the folder of what it is to become.
+LEFTOVER = re.compile("[.].*[.]part")
+
+
 def read_folder(path: str) -> Folder:
     """Return what an entry's folder holds. Raises Fault, OSError."""
     # lexists: a link to nowhere is an error below, not a new folder.
     if not os.path.lexists(path):
         return Folder(path, frozenset(), None, None, None, frozenset())
 
-    file_names = frozenset(os.listdir(path))
+    file_names = file_names_in(path)
     key_pem = None
     certificate = None
     request = None
@@ -1376,8 +1739,14 @@ def read_folder(path: str) -> Folder:
     if "csr.pem" in file_names:
         request = load_request(f"{path}/csr.pem")
     if "issued" in file_names:
-        record = frozenset(os.listdir(f"{path}/issued"))
+        record = file_names_in(f"{path}/issued")
     return Folder(path, file_names, key_pem, certificate, request, record)
+
+
+def file_names_in(path: str) -> frozenset[str]:
+    """Return what is in a folder, without what a killed run left. Raises OSError."""
+    # A dry run does not remove such leftovers.
+    return frozenset(name for name in os.listdir(path) if not LEFTOVER.fullmatch(name))
 
 
 def read_file(path: str) -> bytes:
@@ -1397,17 +1766,17 @@ def load_certificates(path: str) -> list[x509.Certificate]:
     try:
         certificates = x509.load_pem_x509_certificates(data)
         for certificate in certificates:
-            # cryptography parses these at their first use. Use them, to find damage here.
+            # cryptography parses these when they are first used. Using them here finds damage.
             certificate.public_key()
             _ = certificate.extensions
     except INVALID:
-        raise Fault(f"{path}: is damaged, or not what its name says") from None
+        raise Fault(f"{path}: is damaged, or is not what its name says") from None
     for certificate in certificates:
         if certificate.serial_number <= 0:
             why = (
                 "its serial number is not positive, so it can't be revoked (RFC 5280, 4.1.2.2)"
             )
-            raise Fault(f"{path}: {why}: have it made anew")
+            raise Fault(f"{path}: {why}: have a new one made")
     return certificates
 
 
@@ -1417,7 +1786,7 @@ def load_request(path: str) -> Request:
     try:
         return read_request(pem)
     except INVALID:
-        raise Fault(f"{path}: is damaged, or not what its name says") from None
+        raise Fault(f"{path}: is damaged, or is not what its name says") from None
 
 
 # The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
@@ -1425,7 +1794,7 @@ RSA_PSS = bytes.fromhex("06092a864886f70d01010a")
 
 
 def read_request(pem: bytes) -> Request:
-    """Return what counts of a signing request (RFC 2986). Raises one of INVALID."""
+    """Return the parts of a signing request that count (RFC 2986). Raises one of INVALID."""
     try:
         request = x509.load_pem_x509_csr(pem)
         public_key = request.public_key()
@@ -1450,9 +1819,9 @@ SIGNATURES: dict[bytes, Digest | None] = {
 
 
 def read_odd_request(pem: bytes) -> Request:
-    """Return the same of a request that cryptography can't parse. Raises ValueError.
+    """Return the same for a request that cryptography can't parse. Raises ValueError.
 
-    OpenSSL accepts it: what is odd, such as the subject or an attribute, does not count.
+    OpenSSL accepts it: the odd part, such as the subject or an attribute, does not count.
     """
     info, algorithm, signature = der_elements(der_of(pem))
     # CertificationRequestInfo: version, subject, key, attributes.
@@ -1487,7 +1856,7 @@ def is_signed_with(
 
 
 def der_of(pem: bytes) -> bytes:
-    """Return what a PEM file holds (RFC 7468); nothing if it is encrypted, or no PEM."""
+    """Return the DER in a PEM file (RFC 7468); empty if it is encrypted, or not PEM."""
     block = re.search(b"-----BEGIN [A-Z ]+-----([A-Za-z0-9+/=\\s]+)-----END", pem)
     if block is None:
         return b""
@@ -1523,23 +1892,30 @@ def der_content(der: bytes, position: int) -> tuple[int, int]:
 
 def read_lists(path: str) -> ListFile:
     """Return the revocation lists in a crl.pem, which may be damaged. Raises OSError."""
-    data = read_file(path)
+    return ListFile(path, lists_in(read_file(path)))
+
+
+def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
+    """Return the revocation lists in a file; None if it is damaged."""
     blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
         for crl in lists:
             _ = crl.extensions
     except INVALID:
-        return ListFile(path, None)
+        return None
     # A file that was cut short has a beginning without an end.
     if data.count(b"-BEGIN ") != len(lists):
-        return ListFile(path, None)
-    return ListFile(path, tuple(lists))
+        return None
+    return tuple(lists)
 
 
 def read_copies(keys: str) -> tuple[ListFile, ...]:
     """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
     copies: dict[bytes, ListFile] = {}
+    # A dry run does not make the folder.
+    if not os.path.exists(keys):
+        return ()
     for name in os.listdir(keys):
         path = os.path.join(keys, name, "crl.pem")
         # A folder that can't be read is an error when its own turn comes.
@@ -1550,18 +1926,45 @@ def read_copies(keys: str) -> tuple[ListFile, ...]:
     return tuple(copies.values())
 
 
-def update_folder(path: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
-    """Write the files that are new or differ, each one whole. Raises OSError.
+class Disk:
+    """Writes the files of the keys folder; in a dry run, only keeps what they would hold."""
 
-    `there` are the names of the files that the folder holds. If there are none, the folder
-    appears whole, too.
-    """
-    if not there:
-        make_folder(path, files)
-        return
-    for name, data in files.items():
-        if name not in there or read_file(f"{path}/{name}") != data:
-            replace_file(path, name, data)
+    def __init__(self, is_dry: bool) -> None:
+        self.is_dry = is_dry
+        self.written: list[str] = []  # the paths of an entry's files, as its turn goes on
+        self.unwritten: dict[str, bytes] = {}  # by path, in a dry run
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes, as this run has left it. Raises OSError."""
+        if path in self.unwritten:
+            return self.unwritten[path]
+        return read_file(path)
+
+    def update(self, folder: str, there: Collection[str], files: Mapping[str, bytes]) -> None:
+        """Write the files that are new or differ, each one whole. Raises OSError.
+
+        `there` are the names of the files that the folder holds. If there are none, the folder
+        appears whole, too.
+        """
+        changed: dict[str, bytes] = {}
+        for name, data in files.items():
+            if name not in there or self.read(f"{folder}/{name}") != data:
+                changed[name] = data
+
+        if not there and not self.is_dry:
+            make_folder(folder, changed)
+        for name, data in changed.items():
+            path = f"{folder}/{name}"
+            if self.is_dry:
+                self.unwritten[path] = data
+            elif there:
+                replace_file(folder, name, data)
+            self.written.append(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Raises OSError."""
+        if not self.is_dry:
+            os.unlink(path)
 
 
 def make_folder(path: str, files: Mapping[str, bytes]) -> None:
@@ -1593,21 +1996,21 @@ def create_file(part: str, data: bytes, path: str) -> None:
     if path.endswith("/key.pem"):
         mode = 0o600
     try:
-        # The mode holds from the first moment on. O_EXCL follows no link that was put there.
+        # The file has its mode from the start. O_EXCL does not follow a link that is there.
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(descriptor, "wb") as file:
             file.write(data)
     except OSError as error:
         if os.path.lexists(part):
             os.unlink(part)
-        # When the disk is full, the system names no file.
+        # When the disk is full, the system's error names no file.
         raise OSError(error.errno, error.strerror, path) from None
 
 
 def to_pem(
     *objects: x509.Certificate | x509.CertificateSigningRequest | RevocationList | None,
 ) -> bytes:
-    """Return certificates, requests or lists as PEM (RFC 7468), without what is None."""
+    """Return certificates, requests or lists as PEM (RFC 7468), skipping None."""
     pem = b""
     for each in objects:
         if each is not None:
@@ -1616,32 +2019,45 @@ def to_pem(
 
 
 @contextmanager
-def locked(keys: str) -> Iterator[None]:
-    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError."""
+def locked(keys: str, is_dry: bool) -> Iterator[None]:
+    """Make and lock the keys folder: one run at a time works on it. Raises Fault, OSError.
+
+    A dry run makes no folder, and shares its lock with other dry runs.
+    """
     if os.path.islink(keys) and not os.path.exists(keys):
-        raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which is not there")
-    os.makedirs(keys, 0o700, exist_ok=True)
+        raise Fault(f"{keys}: is a link to {os.readlink(keys)}, which does not exist")
+    if os.path.exists(keys) and not os.path.isdir(keys):
+        raise Fault(f"{keys}: is not a folder")
+    kind = fcntl.LOCK_EX
+    if is_dry:
+        kind = fcntl.LOCK_SH
+    if not is_dry:
+        os.makedirs(keys, 0o700, exist_ok=True)
+    elif not os.path.exists(keys):
+        yield
+        return
+
     # The kernel releases the lock when this process ends, however it ends.
     lock = os.open(keys, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{SCRIPT}: waiting for another run on {keys}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
         yield
     finally:
         os.close(lock)
 
 
 def clear_leftovers(keys: str) -> Iterator[Problem]:
-    """Remove what a killed run left, and was never renamed; yield what can't be removed."""
+    """Remove the unfinished files of a killed run; yield those that can't be removed."""
     for pattern in ("*/issued/.*.part", "*/.*.part", ".*.part"):
         for part in Path(keys).glob(pattern):
             try:
                 remove(part)
             except OSError as error:
-                # Of what a folder holds, rmtree names the file without the folder.
+                # For a file in a folder, rmtree's error names only the file.
                 yield Problem("error", f"{part}: {error.strerror}")
 
 
@@ -1653,7 +2069,7 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-# --- 8. Keys and pass phrases ----------------------------------------------------------------
+# --- 9. Keys and pass phrases ----------------------------------------------------------------
 
 
 KEY_TYPES: dict[str, Callable[[], PrivateKey]] = {
@@ -1743,9 +2159,8 @@ class Signer:
         path = self.path
         if b"OPENSSH" in pem and self.entry.key_type == "ed25519":
             folder = os.path.dirname(path)
-            return (
-                f"is in OpenSSH's form, as ed25519 keys stay: take a new one: rm -r {folder}"
-            )
+            why = "is in OpenSSH's own form, from which ed25519 keys have no way back"
+            return f"{why}: take a new key: rm -r {folder}"
         if b"OPENSSH" in pem:
             return f"is in OpenSSH's own form: ssh-keygen -p -m PKCS8 -f {path}"
         if pem and b"-----BEGIN" not in pem:
@@ -1764,7 +2179,7 @@ class Signer:
 
 
 EVP_PKEY_RSA_PSS = 912
-# The version in DER, as it stands in the first octets of an unencrypted key.
+# The version in DER, among the first octets of an unencrypted key.
 PKCS8_VERSION_2 = bytes.fromhex("020101300506032b65")
 
 
@@ -1775,9 +2190,9 @@ class UnusableKey(Exception):
 def load_key(pem: bytes, phrase: bytes | None) -> object:
     """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
-    OpenSSL reads what cryptography does not, such as EC keys with 31 or 33 octets, which some
-    programs write. And cryptography takes an RSA-PSS key for a plain one, and reads an Ed25519
-    key in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 does not.
+    OpenSSL reads some keys that cryptography does not, such as EC keys with 31 or 33 octets,
+    which some programs write. cryptography takes an RSA-PSS key for a plain one, and reads
+    Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 can't.
     """
     if PKCS8_VERSION_2 in der_of(pem):
         raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
@@ -1832,7 +2247,7 @@ def check_key(path: str, public_key: object) -> None:
 
 
 def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[PrivateKey]]:
-    """Begin to make the RSA keys of all new entries, on all cores, as each one takes long."""
+    """Start to make the RSA keys of all new entries on all cores, as each one takes long."""
     new = []
     for entry in entries:
         if entry.key_type.startswith("rsa:") and not os.path.lexists(
@@ -1842,7 +2257,7 @@ def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[Pri
     if not new:
         return {}
 
-    # Imported only here, as it would make every other run start a tenth slower.
+    # Imported only here, as it would slow the start of every other run by a tenth.
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
@@ -1856,7 +2271,7 @@ class Phrases(NamedTuple):
     typed: dict[str, str]
 
     def known(self, variable: str) -> bool:
-        """Tell whether a pass phrase is at hand without a question."""
+        """Tell whether a pass phrase is at hand, so that there is no prompt."""
         return variable in self.typed or variable in self.environment
 
     def get(self, variable: str, new: bool = False) -> bytes:
@@ -1872,7 +2287,7 @@ class Phrases(NamedTuple):
         if not 0 < len(phrase) < 1024:
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
         if new and phrase.endswith((b"\n", b"\r")):
-            why = "ends with a line break, which nobody can type: take it off"
+            why = "ends with a line break, which can't be typed: remove it"
             raise Fault(f"{variable}: the pass phrase {why}")
         return phrase
 
@@ -1887,17 +2302,17 @@ def ask(variable: str, new: bool) -> str:
         if new:
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
     except UnicodeDecodeError:
-        # Without the exception, whose text shows what was typed.
+        # `from None`, as the text of that exception shows what was typed.
         raise Fault(f"{variable}: what was typed is no text in this locale") from None
     except (OSError, EOFError):
-        why = "is no environment variable, and no terminal answers"
+        why = "is not set, and there is no terminal to ask on"
         raise Fault(f"{variable}: {why}") from None
     if phrase != again:
         raise Fault(f"{variable}: the two pass phrases differ: run again")
     return phrase
 
 
-# --- 9. Configuration ------------------------------------------------------------------------
+# --- 10. Configuration -----------------------------------------------------------------------
 
 
 class Loader(CSafeLoader):
@@ -1905,7 +2320,7 @@ class Loader(CSafeLoader):
 
     - refuses deep nesting, which crashes releases before 6.0.4;
     - refuses a field that is given twice, and a mapping that contains itself;
-    - lets the first of several merges win, as YAML's merge type says; 6.0.4 does the reverse.
+    - lets the first of several merges win, as YAML's merge type says; in 6.0.4 the last wins.
     """
 
     max_depth = 100  # an entry needs five levels
@@ -1913,7 +2328,7 @@ class Loader(CSafeLoader):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.depth = 0
-        # PyYAML notices that an alias contains itself only if it constructs depth first.
+        # PyYAML notices a mapping that contains itself only if it constructs depth first.
         self.deep_construct = True
 
     def descend_resolver(self, current_node: Any, current_index: Any) -> None:
@@ -1935,7 +2350,7 @@ class Loader(CSafeLoader):
         for name, count in names.items():
             if count > 1:
                 raise yaml.MarkedYAMLError(
-                    None, None, f"{name!r} stands twice", node.start_mark
+                    None, None, f"{name!r} is given twice", node.start_mark
                 )
 
         pairs: list[tuple[Any, Any]] = []
@@ -1968,7 +2383,7 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
         raise ConfigurationError(f"{path}: {text}")
     for field in document:
         if field != "keys" and not str(field).startswith("x-"):
-            text = f"unknown field {field!r}; there is keys, and x-… for anchors"
+            text = f"unknown field {field!r}: only keys, and x-… for anchors, may be here"
             raise ConfigurationError(f"{path}: {text}")
 
     nodes = cas.pop("nodes", None) or {}
@@ -1979,14 +2394,15 @@ def read_configuration(path: str, now: datetime) -> list[Entry]:
         entries[name] = read_entry(f"{path}: keys.{name}", name, fields, True, now)
     for name, fields in nodes.items():
         if name in cas:
-            text = f"{name} stands under keys, too, and would be the same folder"
+            text = f"{name} is a name under keys, too, and would have the same folder"
             raise ConfigurationError(f"{path}: keys.nodes: {text}")
         entries[name] = read_entry(f"{path}: keys.nodes.{name}", name, fields, False, now)
 
     ordered = in_tree_order(entries)
     check_path_lengths(entries)
     check_subjects(entries)
-    return ordered
+    check_trust(entries)
+    return with_trust(ordered)
 
 
 def load_yaml(path: str) -> object:
@@ -2022,7 +2438,7 @@ def in_tree_order(entries: Mapping[str, Entry]) -> list[Entry]:
     reached = {entry.name for entry in ordered}
     for entry in entries.values():
         if entry.name not in reached:
-            text = "leads round in a circle, to no self-signed CA"
+            text = "goes round in a circle, and never reaches a self-signed CA"
             raise ConfigurationError(f"{entry.where}.issuer: {text}")
     return ordered
 
@@ -2032,26 +2448,74 @@ def check_path_lengths(entries: Mapping[str, Entry]) -> None:
     for entry in entries.values():
         if not entry.is_ca:
             continue
-        # How many CAs are below the issuer that is looked at, down to this entry.
+        # How many CAs are below the issuer in question, down to this entry.
         cas_below = 1
         issuer_name = entry.issuer
         while issuer_name is not None:
             issuer = entries[issuer_name]
             limit = path_length(issuer)
             if limit is not None and cas_below > limit:
-                text = f"more CAs in a row than {issuer.name}'s pathlen:{limit} admits"
+                text = f"more CAs in a row than {issuer.name}'s pathlen:{limit} allows"
                 raise ConfigurationError(f"{entry.where}.issuer: {text}")
             cas_below += 1
             issuer_name = issuer.issuer
 
 
 def check_subjects(entries: Mapping[str, Entry]) -> None:
-    """Check that no entry has its issuer's name. Raises ConfigurationError."""
+    """Check that no entry has its issuer's subject. Raises ConfigurationError."""
     for entry in entries.values():
+        if entry.issuer is None:
+            continue
         # Such a certificate would look self-signed (RFC 5280, section 6.1).
-        if entry.issuer is not None and entry.subject == entries[entry.issuer].subject:
+        if comparable(entry.subject) == comparable(entries[entry.issuer].subject):
             text = f"is the same as that of its issuer, {entry.issuer}"
             raise ConfigurationError(f"{entry.where}.subject: {text}")
+
+
+def check_trust(entries: Mapping[str, Entry]) -> None:
+    """Check the anchors that nodes trust. Raises ConfigurationError."""
+    for entry in entries.values():
+        where = f"{entry.where}.trust"
+        if entry.is_ca and entry.trust:
+            raise ConfigurationError(f"{where}: is for nodes only, which verify their peers")
+        for name in entry.trust:
+            anchor = entries.get(name)
+            if anchor is None or not anchor.is_ca:
+                raise ConfigurationError(f"{where}: there is no CA {name!r} under keys")
+            if anchor.issuer is not None:
+                text = f"{name} is no trust anchor, as {anchor.issuer} signs it"
+                raise ConfigurationError(f"{where}: {text}")
+            if entry.trust.count(name) > 1:
+                raise ConfigurationError(f"{where}: {name} stands twice")
+
+
+def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
+    """Return entries in the order of the tree with the anchors that they trust: if not said
+    otherwise, their own.
+    """
+    anchors: dict[str, str] = {}
+    complete = []
+    for entry in ordered:
+        anchor = entry.name
+        if entry.issuer is not None:
+            anchor = anchors[entry.issuer]
+        anchors[entry.name] = anchor
+        if not entry.trust:
+            entry = entry._replace(trust=(anchor,))
+        complete.append(entry)
+    return complete
+
+
+def comparable(name: x509.Name) -> list[tuple[str, str]]:
+    """Return a form of a name that is equal for equal names (RFC 5280, section 7.1).
+
+    As in OpenSSL, case does not count, nor do spaces at either end or repeated ones.
+    """
+    attributes = []
+    for attribute in name:
+        text = " ".join(str(attribute.value).split())
+        attributes.append((attribute.oid.dotted_string, text.lower()))
+    return attributes
 
 
 def path_length(ca: Entry) -> int | None:
@@ -2068,10 +2532,11 @@ OID = "([01][.][123]?[0-9]|2[.](0|[1-9][0-9]*))([.](0|[1-9][0-9]*))+"
 TIME = "[+-]?[0-9]{1,5}[hdwy]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?"
 DER = "DER:([0-9A-Fa-f]{2}[: ]?)+"
 
-# The fields of an entry and their forms. FORMS, at the end of chapter 10, adds the fields of
+# The fields of an entry and their forms. FORMS, at the end of chapter 11, adds the fields of
 # subject and extensions.
 PLAIN_FIELDS = {
     "issuer": NAME,
+    "trust": NAME,
     # ML-DSA is named even where cryptography lacks it: check_fields then says so.
     "key": "|".join(dict.fromkeys([*KEY_TYPES, *ML_DSA])),
     "digest": "|".join(DIGESTS),
@@ -2150,6 +2615,7 @@ def new_entry(
         where=where,
         is_ca=is_ca,
         issuer=values.get("issuer"),
+        trust=values.get("trust", ()),
         key_type=values["key"],
         digest=values.get("digest", "sha256"),
         passphrase=passphrase,
@@ -2191,7 +2657,7 @@ def refuse_unknown(field: str, item: object) -> None:
             shown, _, _ = each.partition(".")
         if shown not in known:
             known.append(shown)
-    raise ValueError(f"unknown field; there are {', '.join(known)}")
+    raise ValueError(f"unknown field: the known ones are {', '.join(known)}")
 
 
 def is_nameless_extension(name: str) -> bool:
@@ -2226,14 +2692,14 @@ def check_combinations(
     """Check fields that exclude each other. Raises ConfigurationError."""
     ends = values["validity.notAfter"]
     begins = values.get("validity.notBefore", now)
-    # A notAfter that has passed was made wrong by time: see check_dates.
+    # A notAfter that has passed became wrong with time: check_dates handles it.
     if begins > ends > now:
         raise ConfigurationError(f"{where}.validity: notBefore is later than notAfter")
     if values["key"] not in KEY_TYPES:
         text = f"{values['key']} needs cryptography 47 or newer"
         raise ConfigurationError(f"{where}.key: {text}")
     if "digest" in values and values["key"].startswith(("ed", "ml-dsa")):
-        text = f"{values['key']} signs without: un-set it with ~"
+        text = f"{values['key']} takes no digest: remove it with ~"
         raise ConfigurationError(f"{where}.digest: {text}")
     if "validity.nextUpdate" in values and not is_ca:
         text = "only a CA has a revocation list"
@@ -2258,11 +2724,12 @@ def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
     """Return the texts of a list or of an extension, or the one text. Raises ValueError."""
     group, _, _ = field.partition(".")
     if isinstance(item, list):
-        if group not in ("subject", "extensions") or not item:
-            raise ValueError("is a list, not text: only subject and extensions may have one")
+        if group not in ("subject", "extensions", "trust") or not item:
+            why = "only trust, subject and extensions may hold lists"
+            raise ValueError(f"is a list, not text: {why}")
         return tuple(with_name(text_of(each), name) for each in item)
     text = with_name(text_of(item), name)
-    if group != "extensions":
+    if group not in ("extensions", "trust"):
         return (text,)
     # In a list, a part may have commas of its own.
     return tuple(part.strip() for part in text.split(","))
@@ -2275,8 +2742,8 @@ def text_of(item: object) -> str:
     if isinstance(item, list):
         raise ValueError("is a list, not text")
     if not isinstance(item, str):
-        advice = "(NO is false, 0123 is octal): put it in quotes"
-        raise ValueError(f"YAML reads no text here {advice}")
+        traps = "(NO is false, 0123 is octal)"
+        raise ValueError(f"YAML does not read this as text {traps}: put it in quotes")
     return item
 
 
@@ -2287,7 +2754,7 @@ def with_name(text: str, name: str) -> str:
     try:
         return string.Template(text).substitute(name=name)
     except (KeyError, ValueError):
-        raise ValueError("only $name is known; $$ is the sign itself") from None
+        raise ValueError("$name is the only variable; a dollar sign is written $$") from None
 
 
 # Cached, as the entries of a fleet have most of their values in common.
@@ -2304,6 +2771,8 @@ def read_value(field: str, parts: tuple[str, ...], is_ca: bool, now: datetime) -
         return read_extension(name, parts, is_ca)
     if group == "validity":
         return read_time(name, parts[0], now)
+    if group == "trust":
+        return parts
     return parts[0]
 
 
@@ -2314,7 +2783,7 @@ def check_form(text: str, form: str) -> None:
     for character in text:
         # Control characters, separators of lines and paragraphs, halves of surrogate pairs.
         if unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs"):
-            raise ValueError(f"holds {character!a}, which is no text")
+            raise ValueError(f"contains {character!a}, which is not text")
 
 
 def name_attribute(oid: x509.ObjectIdentifier, text: str) -> x509.NameAttribute[str | bytes]:
@@ -2349,16 +2818,18 @@ def read_time(name: str, text: str, now: datetime) -> datetime:
             moment = moment.replace(tzinfo=timezone.utc)
         moment = moment.astimezone(timezone.utc)
 
-    # A timestamp becomes wrong by itself, as time goes by. It is checked when it is used.
+    # A timestamp becomes wrong with time, so it is checked when it is used.
     if offset is not None and (moment <= now) != (name == "notBefore"):
-        raise ValueError("is in the wrong part of time: notBefore <= now < all others")
+        if name == "notBefore":
+            raise ValueError("must not be in the future")
+        raise ValueError("must be in the future")
     # RFC 5280, section 4.1.2.5, has no years before 1950.
     if moment.year < 1950:
         raise ValueError("is before 1950")
     return moment.replace(microsecond=0)
 
 
-# --- 10. Extensions --------------------------------------------------------------------------
+# --- 11. Extensions --------------------------------------------------------------------------
 
 
 class Parts(NamedTuple):
@@ -2393,9 +2864,9 @@ def read_extension(name: str, parts: Sequence[str], is_ca: bool) -> Extension:
         raise ValueError(f"nothing of the form {row.form} follows critical")
     for item in items:
         if not re.fullmatch(row.form, item) or items.count(item) > 1:
-            text = f"{item!r} stands twice, or is not of the form {row.form}"
+            text = f"{item!r} is given twice, or is not of the form {row.form}"
             if len(items) > 1:
-                text += "; a part with a comma takes a YAML list of parts, or %2C in a URI"
+                text += "; a part with a comma needs a YAML list of parts, or %2C in a URI"
             raise ValueError(text)
 
     value = None
@@ -2414,7 +2885,7 @@ def read_basic_constraints(parts: Parts) -> x509.BasicConstraints:
     limit = re.fullmatch("CA:TRUE,pathlen:([0-9]+)", text)
     if parts.is_ca and parts.critical and limit:
         return x509.BasicConstraints(True, int(limit[1]))
-    raise ValueError("must be CA:FALSE, for a CA like critical, CA:TRUE, pathlen:0")
+    raise ValueError("must be CA:FALSE, or for a CA: critical, CA:TRUE, pathlen:0")
 
 
 # The names of x509v3_config(5), and those of x509.KeyUsage.
@@ -2435,7 +2906,7 @@ def read_key_usage(parts: Parts) -> x509.KeyUsage:
     """Read `keyCertSign, cRLSign` (RFC 5280, section 4.2.1.3)."""
     usage = x509.KeyUsage(**{bit: name in parts.items for name, bit in KEY_USAGES.items()})
     if usage.key_cert_sign != parts.is_ca or usage.crl_sign != parts.is_ca:
-        raise ValueError("keyCertSign and cRLSign are for every CA, and for no node")
+        raise ValueError("every CA needs keyCertSign and cRLSign, and no node may have them")
     return usage
 
 
@@ -2455,7 +2926,7 @@ def read_extended_key_usage(parts: Parts) -> x509.ExtendedKeyUsage:
     for item in parts.items:
         purpose = PURPOSES.get(item) or x509.ObjectIdentifier(item)
         if purpose in purposes:
-            raise ValueError(f"{item!r} stands twice, by name and by number")
+            raise ValueError(f"{item!r} is given twice, by name and by number")
         purposes.append(purpose)
     return x509.ExtendedKeyUsage(purposes)
 
@@ -2474,7 +2945,7 @@ def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
             mailbox, _, host = name.value.partition("@")
             spelling = (mailbox, host.lower())
         if spelling in spellings:
-            raise ValueError(f"{item!r} stands twice, in different spellings")
+            raise ValueError(f"{item!r} is given twice, in different spellings")
         names.append(name)
         spellings.append(spelling)
     return x509.SubjectAlternativeName(names)
@@ -2519,7 +2990,7 @@ def read_information_access(parts: Parts) -> x509.AuthorityInformationAccess:
         oid = ACCESS_METHODS.get(method) or x509.ObjectIdentifier(method)
         description = x509.AccessDescription(oid, read_name(location))
         if description in descriptions:
-            raise ValueError(f"{item!r} stands twice, by name and by number")
+            raise ValueError(f"{item!r} is given twice, by name and by number")
         descriptions.append(description)
     return x509.AuthorityInformationAccess(descriptions)
 
@@ -2557,7 +3028,7 @@ SUBTREE_FORMS = {
     "URI": host_form("[.]?"),
     "email": f"(?:{MAILBOX}@)?{host_form('[.]?')}",
 }
-NO_ZONE = "a certificate has no place for an address's zone: leave out % and what follows"
+NO_ZONE = "a certificate can't hold an address's zone: leave out % and what follows"
 GENERAL_NAMES: dict[str, Callable[[str], x509.GeneralName]] = {
     "DNS": x509.DNSName,
     "URI": x509.UniformResourceIdentifier,
@@ -2583,7 +3054,7 @@ def read_other_name(value: str) -> x509.OtherName:
     """Read `1.3.6.1.4.1.311.20.2.3;UTF8:robot@example`, such as a UPN. Raises ValueError."""
     dotted, _, text = value.partition(";UTF8:")
     if not re.fullmatch(OID, dotted) or not text:
-        raise ValueError("an otherName is of the form OID;UTF8:TEXT")
+        raise ValueError("an otherName has the form OID;UTF8:TEXT")
     content = text.encode()
     length = len(content).to_bytes(2, "big")
     # The tag of a UTF8String in DER, and that its length has two octets (X.690, 8.1.3.5).
@@ -2608,7 +3079,9 @@ def read_subtree(item: str) -> x509.GeneralName:
 def read_text_name(kind: str, value: str, forms: Mapping[str, str]) -> x509.GeneralName:
     """Read a name that is a text. Raises ValueError."""
     if not re.fullmatch(forms[kind], value):
-        raise ValueError(f"{value!r} can't be {kind} (what is not ASCII is written as xn--…)")
+        raise ValueError(
+            f"{value!r} is not a valid {kind} name (a host name is ASCII, or begins with xn--)"
+        )
     return GENERAL_NAMES[kind](value)
 
 
@@ -2703,31 +3176,43 @@ FORMS = {
 }
 
 
-# --- 11. Command line ------------------------------------------------------------------------
+# --- 12. Command line ------------------------------------------------------------------------
 
 
 class Report:
-    """The one place that prints: the tree on standard output, problems on standard error."""
+    """The one place that prints.
 
-    def __init__(self, quiet: bool) -> None:
+    The tree goes to standard output, and problems to standard error. When a run takes longer
+    than a few seconds, the last line of a terminal says how far it is.
+    """
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
         self.quiet = quiet
+        self.as_json = as_json
         self.said: set[str] = set()
         self.exit_status = 0
+        self.progress = Progress()
 
     def outcome(self, outcome: Outcome, number: int, total: int) -> None:
         """Print an entry's problems, then its line of the tree. Raises OSError."""
-        for problem in outcome.problems:
-            self.problem(problem)
+        self.problems(outcome.problems)
         if outcome.error is not None:
             self.problem(outcome.error)
         if outcome.line and not self.quiet:
+            self.progress.clear()
             count = ""
-            if total > 9:
+            if total > 9 and not self.as_json:
                 count = f"[{number:2}/{total}] "
             try:
                 print(f"{count}{outcome.line}", flush=True)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, "standard output") from None
+        self.progress.show(number, total)
+
+    def problems(self, problems: Iterable[Problem]) -> None:
+        """Print errors and warnings."""
+        for problem in problems:
+            self.problem(problem)
 
     def problem(self, problem: Problem) -> None:
         """Print an error or a warning as one line, but never the same one twice."""
@@ -2736,12 +3221,137 @@ class Report:
         line = printable(f"{SCRIPT}: {problem.kind}: {problem.text}")
         if line not in self.said:
             self.said.add(line)
+            self.progress.clear()
             # In one piece, or lines of several processes would mix.
-            print(f"{line}\n", end="", file=sys.stderr, flush=True)
+            print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
+
+
+def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
+    """Return what --json prints of an entry: an object (RFC 8259), in one line.
+
+    It tells what the folder holds after the entry's turn. What is not known is null.
+    """
+    # Imported only here, as most runs do without it.
+    import json
+
+    folder = os.path.join(run.keys, entry.name)
+    certificate = None
+    # What is wrong with the file is one of the problems.
+    with suppress(OSError, *INVALID):
+        certificate = x509.load_pem_x509_certificate(run.disk.read(f"{folder}/cert.pem"))
+
+    written = list(outcome.written)
+    if run.disk.is_dry:
+        # A record's file name has the serial number, which another run would not choose.
+        written = [
+            path for path in written if os.path.basename(os.path.dirname(path)) != "issued"
+        ]
+    problems = list(outcome.problems)
+    if outcome.error is not None:
+        problems.append(outcome.error)
+    fields = {
+        "name": entry.name,
+        "issuer": entry.issuer,
+        "state": outcome.state,
+        **certificate_fields(run, f"{folder}/cert.pem", certificate),
+        **list_fields(run, f"{folder}/crl.pem", certificate, entry.is_ca),
+        "written": written,
+        "problems": [problem._asdict() for problem in problems],
+    }
+    return json.dumps(fields)
+
+
+def certificate_fields(
+    run: Run, path: str, certificate: x509.Certificate | None
+) -> dict[str, object]:
+    """Return what --json says about a certificate, as openssl-x509(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(
+        ("key", "serial", "notBefore", "notAfter", "due")
+    )
+    if certificate is None:
+        return fields
+    fields["key"] = key_type(certificate.public_key())
+    # Of what a dry run has made, these would be others in the next run.
+    if path not in run.disk.unwritten:
+        octets = (certificate.serial_number.bit_length() + 7) // 8
+        fields["serial"] = certificate.serial_number.to_bytes(octets, "big").hex().upper()
+        fields["notBefore"] = timestamp(certificate.not_valid_before_utc)
+        fields["notAfter"] = timestamp(certificate.not_valid_after_utc)
+    fields["due"] = is_due(run, certificate)
+    return fields
+
+
+def list_fields(
+    run: Run, path: str, ca: x509.Certificate | None, is_ca: bool
+) -> dict[str, object]:
+    """Return what --json says about a CA's own list, as openssl-crl(1) prints it."""
+    fields: dict[str, object] = dict.fromkeys(("crlNumber", "nextUpdate"))
+    if ca is None or not is_ca:
+        return fields
+    with suppress(OSError):
+        file = ListFile(path, lists_in(run.disk.read(path)))
+        crl = newest_of((file,), ca)
+        if crl is not None:
+            fields["crlNumber"] = crl_number(crl)
+        if crl is not None and path not in run.disk.unwritten:
+            fields["nextUpdate"] = timestamp(end_of_list(ca, crl))
+    return fields
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a time in UTC as in 2026-11-28T08:00:00Z (RFC 3339)."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+class Progress:
+    """The count and the time left, on the last line of a terminal."""
+
+    patience = 3.0  # seconds before the first line
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.next_time = self.began + self.patience
+        self.is_shown = False
+
+    def show(self, number: int, total: int) -> None:
+        """Say that `number` entries of `total` are done, at most once a second."""
+        now = time.monotonic()
+        if number == total:
+            self.clear()
+        elif now > self.next_time and sys.stderr.isatty():
+            seconds_left = (now - self.began) / number * (total - number)
+            self.clear()
+            text = f"{number} of {total}, about {seconds_left:.0f} s left"
+            print(text, end="", file=sys.stderr, flush=True)
+            self.is_shown = True
+            self.next_time = now + 1
+
+    def clear(self) -> None:
+        """Clear the line, before another takes its place."""
+        if self.is_shown:
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            self.is_shown = False
+
+
+# Control sequences of ECMA-48: to the first column, and erase the line; red, yellow, plain.
+CLEAR_LINE = "\r\x1b[K"
+COLOURS = {"error": "\x1b[31m", "warning": "\x1b[33m"}
+PLAIN = "\x1b[0m"
+
+
+def in_colour(line: str, kind: str) -> str:
+    """Return the line of an error or a warning, in colour where a terminal shows it.
+
+    NO_COLOR, if it is not empty, turns colour off (https://no-color.org).
+    """
+    is_unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if is_unwanted or not sys.stderr.isatty():
+        return line
+    return f"{COLOURS[kind]}{line}{PLAIN}"
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes for what could steer a terminal."""
+    """Return a text in which characters that could steer a terminal are escaped."""
     if text.isprintable():
         return text
     escaped = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
@@ -2749,11 +3359,11 @@ def printable(text: str) -> str:
 
 
 def problem_of(error: Exception, where: str) -> Problem:
-    """Return an exception as a problem. `where` is the place if it names none itself."""
+    """Return an exception as a problem. `where` is the place if it names none."""
     if isinstance(error, Fault):
         return Problem("error", str(error))
     if isinstance(error, OSError):
-        # Of a rename, filename2 is the target.
+        # For a rename, filename2 is the target.
         name = error.filename2 or error.filename or where
         return Problem("error", f"{name}: {error.strerror}")
     return Problem("error", f"{where}: {error}")
@@ -2767,11 +3377,12 @@ def main(arguments: Sequence[str] | None = None, now: datetime | None = None) ->
     written; 130: interrupted.
     """
     options = parse_arguments(arguments)
-    report = Report(options.quiet)
+    report = Report(options.quiet, options.json)
     try:
         with without_library_warnings():
             generate(options, now, report)
     except KeyboardInterrupt:
+        report.progress.clear()
         return 130
     except ConfigurationError as error:
         report.problem(problem_of(error, options.config))
@@ -2786,28 +3397,23 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
     """Read the configuration, and settle all of it. Raises Fault, OSError."""
     present = verify_at or datetime.now(timezone.utc)
     present = present.replace(microsecond=0)
-    # The clock of another program may be a tick behind. What begins now has begun for it, too.
+    # Another program's clock may be a tick behind. For it, too, what is made now has begun.
     now = present - timedelta(seconds=1)
     keys = options.keys
     entries = read_configuration(options.config, now)
     phrases = Phrases(os.environ, {})
-    orders = Orders(
-        renew=frozenset(options.renew or ()),
-        renew_due=options.renew == [],
-        revoke=frozenset(options.revoke),
-        reason=options.reason or "cessationOfOperation",
-    )
+    orders = read_orders(options)
     check_orders(orders, keys, entries, now, report)
 
-    # For a new folder, ask before anything is written, rather than in the midst of it.
+    # For a new folder, ask for all pass phrases before anything is written.
     if not os.path.lexists(keys):
         for entry in entries:
             if entry.passphrase is not None:
                 phrases.get(entry.passphrase, new=True)
 
-    with locked(keys):
-        for problem in clear_leftovers(keys):
-            report.problem(problem)
+    with locked(keys, options.dry_run):
+        if not options.dry_run:
+            report.problems(clear_leftovers(keys))
         new_keys = make_keys_ahead(keys, entries)
         run = Run(
             keys=keys,
@@ -2818,10 +3424,23 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             orders=orders,
             phrases=phrases,
             new_keys=new_keys,
+            disk=Disk(options.dry_run),
+            as_json=options.json,
             copies=read_copies(keys),
         )
         walk(run, report)
-        os.sync()
+        if not options.dry_run:
+            os.sync()
+
+
+def read_orders(options: argparse.Namespace) -> Orders:
+    """Return what the command line asks for."""
+    return Orders(
+        renew=frozenset(options.renew or ()),
+        renew_due=options.renew == [],
+        revoke=frozenset(options.revoke),
+        reason=options.reason or "cessationOfOperation",
+    )
 
 
 def check_orders(
@@ -2835,11 +3454,11 @@ def check_orders(
         unknown |= orders.revoke - paths.keys()
         for name in sorted(orders.revoke & paths.keys()):
             if all(has_expired(path, now) for path in paths[name]):
-                text = f"{name}: all its certificates have expired: nothing is to be revoked"
+                text = f"{name}: all its certificates have expired: there is nothing to revoke"
                 report.problem(Problem("warning", text))
 
     for name in sorted(unknown):
-        text = "there is no such entry, or no certificate of that name"
+        text = "no entry has this name, or no certificate was made for it"
         raise ConfigurationError(f"{name}: {text}")
 
 
@@ -2873,8 +3492,8 @@ def has_expired(path: str, now: datetime) -> bool:
 def without_library_warnings() -> Iterator[None]:
     """Silence what cryptography says about certificates of other software.
 
-    A commonName may have 64 characters, which can be more octets. And load_certificates
-    refuses serial numbers that are not positive.
+    It warns of a commonName of more than 64 octets, but the limit is 64 characters; and of a
+    serial number that is not positive, which load_certificates refuses.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attribute's length must be")
@@ -2889,28 +3508,48 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's options. Raises SystemExit, with status 2, for wrong ones."""
     parser = argparse.ArgumentParser(prog=SCRIPT, description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "-c", "--config", default="sros_config.yml", help="the hierarchy (%(default)s)"
+        "-c", "--config", default="sros_config.yml", help="the configuration (%(default)s)"
     )
+    parser.add_argument("-k", "--keys", default="keys", help="the keys folder (%(default)s)")
+    add_orders(parser)
     parser.add_argument(
-        "-k", "--keys", default="keys", help="the folder of PEM files (%(default)s)"
+        "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
     )
-    change = parser.add_mutually_exclusive_group()
-    change.add_argument(
-        "--renew", metavar="NAME", nargs="*", help="certify anew; no NAME: all that is due"
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--json", action="store_true", help="print an object per entry, in a line of its own"
     )
-    change.add_argument(
-        "--revoke", metavar="NAME", nargs="+", default=[], help="put on their issuer's list"
-    )
-    parser.add_argument(
-        "--reason", choices=REASONS, metavar="WHY", help="keyCompromise, … (RFC 5280, 5.3.1)"
-    )
-    parser.add_argument(
+    output.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)
     if options.reason and not options.revoke:
-        parser.error("argument --reason: goes with --revoke")
+        parser.error("argument --reason: needs --revoke")
     return options
+
+
+def add_orders(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change certificates and lists."""
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument(
+        "--renew",
+        metavar="NAME",
+        nargs="*",
+        help="make new certificates for the NAMEs, or for all that are due",
+    )
+    change.add_argument(
+        "--revoke",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="revoke the certificates of the NAMEs",
+    )
+    parser.add_argument(
+        "--reason",
+        choices=REASONS,
+        metavar="WHY",
+        help="why: keyCompromise, … (RFC 5280, 5.3.1)",
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Measure the scripts against what one would use in their place: Markdown tables, and a picture of them.
+"""Measure the scripts against what one would use in their place: tables and a picture.
 
-All programs take turns, so that a busy machine is busy for all of them; figures are medians. Whatever is
-made or answered is verified: what is wrong ends the benchmark with status 1.
+All programs take turns, so that a busy machine is busy for all of them; figures are medians.
+Whatever is made or answered is verified: what is wrong ends the benchmark with status 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -89,7 +91,7 @@ class Sizes:
 
 @contextmanager
 def workplace(nodes: int, key: str = "", memory: bool = True) -> Iterator[Path]:
-    """A folder, in memory unless said otherwise, with the shipped configuration and further nodes."""
+    """A folder, by default in memory, with the shipped configuration and further nodes."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if memory else None) as name:
         entry = f"{{<<: *client, key: {key}}}" if key else "*client"
         lines = "".join(f"    n{number}: {entry}\n" for number in range(nodes))
@@ -99,7 +101,7 @@ def workplace(nodes: int, key: str = "", memory: bool = True) -> Iterator[Path]:
 
 
 def check_keys(keys: Path, names: list[str], sample: int = 20) -> None:
-    """Have OpenSSL verify each node with what is in its folder, strictly; and some of the keys, too."""
+    """Have OpenSSL verify each node by its own folder, strictly; and some of the keys, too."""
     flags, root = crypto.X509StoreFlags, (keys / "root/cert.pem").read_bytes()
     for number, name in enumerate(names):
         files = {path.stem: path.read_bytes() for path in (keys / name).iterdir()}
@@ -158,66 +160,95 @@ def trustme_nodes(folder: Path, count: int) -> Cost:
     return per_node(cost, without, count)
 
 
+class Issuing(NamedTuple):
+    """What is measured of nodes with P-256 keys."""
+
+    cpu: Measure
+    wall: Measure
+    disk: Measure
+    again: Measure
+    peak: Measure
+    start: Measure
+
+    def add(self, program: str, cost: Cost) -> None:
+        """Note what a node costs in memory."""
+        self.cpu.add(program, cost.cpu)
+        self.wall.add(program, cost.wall)
+
+
 def issuing(sizes: Sizes) -> list[Measure]:
     """Nodes with P-256 keys: what each costs, alone and in a large fleet."""
-    cpu = Measure("CPU for a node's key and certificate", "ms")
-    wall = Measure("The same by the clock, in a file system in memory", "ms")
-    disk = Measure("The same by the clock, on disk", "ms")
-    again = Measure("CPU for each node of a run", "ms")
-    peak = Measure("Memory at its peak", "MiB")
-    start = Measure("CPU for a run with nothing to do", "ms")
-    command = (sys.executable, sizes.scripts / GENERATE, "-q")
+    measures = Issuing(
+        cpu=Measure("CPU for a node's key and certificate", "ms"),
+        wall=Measure("The same by the clock, in a file system in memory", "ms"),
+        disk=Measure("The same by the clock, on disk", "ms"),
+        again=Measure("CPU for each node of a run", "ms"),
+        peak=Measure("Memory at its peak", "MiB"),
+        start=Measure("CPU for a run with nothing to do", "ms"),
+    )
+    command = [sys.executable, str(sizes.scripts / GENERATE), "-q"]
     small, middle, large = sizes.nodes
-
-    def add(program: str, cost: Cost) -> None:
-        cpu.add(program, cost.cpu)
-        wall.add(program, cost.wall)
-
     for _ in range(sizes.rounds):
         for count in (large, middle, *[small] * 3):
-            with workplace(0) as folder, workplace(count) as full:
-                none, begin = spend(folder, *command), spend(folder, *command)
-                start.add(f"{GENERATE}, 4 entries kept", begin.cpu * 1000)
-                imports = spend(
-                    folder, sys.executable, "-c", "import yaml; from OpenSSL import crypto"
-                )
-                start.add("python -c 'import yaml, OpenSSL.crypto'", imports.cpu * 1000)
-                cost = spend(full, *command)
-                add(f"{GENERATE}, {count:,} nodes", made := per_node(cost, none, count))
-                check_keys(
-                    full / "keys",
-                    ["server", "client", *(f"n{number}" for number in range(count))],
-                )
-                if count == large:
-                    before = [path.read_bytes() for path in sorted(full.glob("keys/*/*.pem"))]
-                    kept, asked = spend(full, *command), spend(full, *command, env={})
-                    if before != [
-                        path.read_bytes() for path in sorted(full.glob("keys/*/*.pem"))
-                    ]:
-                        raise WrongResult("what was to be kept has changed")
-                    again.add(f"{GENERATE}, {count:,} kept", per_node(kept, begin, count).cpu)
-                    again.add(
-                        "the same without pass phrases", per_node(asked, begin, count).cpu
-                    )
-                    again.add("made", made.cpu)
-                    peak.add(f"{GENERATE}, {count:,} nodes made", cost.peak)
-                    peak.add(f"{count:,} nodes kept", kept.peak)
-                    peak.add("4 entries made", none.peak)
-        with workplace(0) as folder:
-            spend(folder, *command)
-            add(LOOP, bare_nodes(folder, middle))
-            add("trustme (plain keys)", trustme_nodes(folder, small))
-            for peer in [
-                peer for peer in PROGRAMS if "minica" not in peer
-            ]:  # Debian's makes RSA keys only
-                if several := make_with(peer, folder, sizes.few):
-                    add(peer, per_node(several, Cost(0, 0, 0), sizes.few))
-        with workplace(0, memory=False) as folder, workplace(middle, memory=False) as full:
-            none, cost = spend(folder, *command), spend(full, *command)
-            check_keys(full / "keys", [f"n{number}" for number in range(middle)])
-            disk.add(f"{GENERATE}, {middle:,} nodes", per_node(cost, none, middle).wall)
-            disk.add(LOOP, bare_nodes(folder, middle).wall)
-    return [cpu, wall, disk, again, peak, start]
+            issue_in_memory(measures, command, count, is_large=count == large)
+        issue_with_others(measures, command, sizes)
+        issue_on_disk(measures, command, middle)
+    return [*measures]
+
+
+def issue_in_memory(measures: Issuing, command: list[str], count: int, is_large: bool) -> None:
+    """Measure runs of the script: without further nodes, with them and, if many, again."""
+    with workplace(0) as folder, workplace(count) as full:
+        none, begin = spend(folder, *command), spend(folder, *command)
+        measures.start.add(f"{GENERATE}, 4 entries kept", begin.cpu * 1000)
+        imports = spend(
+            folder, sys.executable, "-c", "import yaml; from OpenSSL import crypto"
+        )
+        measures.start.add("python -c 'import yaml, OpenSSL.crypto'", imports.cpu * 1000)
+        cost = spend(full, *command)
+        made = per_node(cost, none, count)
+        measures.add(f"{GENERATE}, {count:,} nodes", made)
+        names = [f"n{number}" for number in range(count)]
+        check_keys(full / "keys", ["server", "client", *names])
+        if is_large:
+            kept = keep(measures, full, command, begin, count)
+            measures.again.add("made", made.cpu)
+            measures.peak.add(f"{GENERATE}, {count:,} nodes made", cost.peak)
+            measures.peak.add(f"{count:,} nodes kept", kept.peak)
+            measures.peak.add("4 entries made", none.peak)
+
+
+def keep(measures: Issuing, full: Path, command: list[str], begin: Cost, count: int) -> Cost:
+    """Measure runs with nothing to do in a large fleet, with and without pass phrases."""
+    before = [path.read_bytes() for path in sorted(full.glob("keys/*/*.pem"))]
+    kept, asked = spend(full, *command), spend(full, *command, env={})
+    if before != [path.read_bytes() for path in sorted(full.glob("keys/*/*.pem"))]:
+        raise WrongResult("what was to be kept has changed")
+    measures.again.add(f"{GENERATE}, {count:,} kept", per_node(kept, begin, count).cpu)
+    measures.again.add("the same without pass phrases", per_node(asked, begin, count).cpu)
+    return kept
+
+
+def issue_with_others(measures: Issuing, command: list[str], sizes: Sizes) -> None:
+    """Measure what other programs take for the same."""
+    small, middle, _ = sizes.nodes
+    with workplace(0) as folder:
+        spend(folder, *command)
+        measures.add(LOOP, bare_nodes(folder, middle))
+        measures.add("trustme (plain keys)", trustme_nodes(folder, small))
+        # Debian's minica makes RSA keys only.
+        for peer in [peer for peer in PROGRAMS if "minica" not in peer]:
+            if several := make_with(peer, folder, sizes.few):
+                measures.add(peer, per_node(several, Cost(0, 0, 0), sizes.few))
+
+
+def issue_on_disk(measures: Issuing, command: list[str], count: int) -> None:
+    """Measure a run on disk, beside the floor."""
+    with workplace(0, memory=False) as folder, workplace(count, memory=False) as full:
+        none, cost = spend(folder, *command), spend(full, *command)
+        check_keys(full / "keys", [f"n{number}" for number in range(count)])
+        measures.disk.add(f"{GENERATE}, {count:,} nodes", per_node(cost, none, count).wall)
+        measures.disk.add(LOOP, bare_nodes(folder, count).wall)
 
 
 def rsa(sizes: Sizes) -> list[Measure]:
@@ -314,31 +345,24 @@ def settle(server: Server) -> None:
 
 
 def exchanging(sizes: Sizes) -> list[Measure]:
-    """Whole connections: the CPU of the server, how many a second, and how long one takes at rest."""
+    """Whole connections: the server's CPU, how many a second, and one's time at rest."""
     cpu = Measure("Server's CPU for one exchange", "ms")
     rate = Measure("Exchanges a second, more is better", "/s")
     latencies = {}
     for nodelay, client in ((True, ""), (False, ", client without TCP_NODELAY")):
         median = Measure(f"One exchange at rest, median{client}", "ms")
-        latencies[nodelay] = (
-            median,
-            Measure(f"One exchange at rest, 99th percentile{client}", "ms"),
-        )
+        last = Measure(f"One exchange at rest, 99th percentile{client}", "ms")
+        latencies[nodelay] = (median, last)
     names = (SERVE, "nginx", "openssl s_server", ASYNCIO, BARE)
     with ProcessPoolExecutor(LOADERS) as pool, serving(sizes, *names) as (keys, servers):
         list(pool.map(time.sleep, [0.1] * LOADERS))  # all processes are there
         context = client_context(keys)
         for _ in range(sizes.rounds):
             for server in servers:
-                before, begin, share = (
-                    server.cpu(),
-                    time.perf_counter(),
-                    sizes.exchanges // LOADERS,
-                )
-                calls = [
-                    pool.submit(load, server.port, keys, server.answer, share)
-                    for _ in range(LOADERS)
-                ]
+                before, begin = server.cpu(), time.perf_counter()
+                share = sizes.exchanges // LOADERS
+                task = partial(load, server.port, keys, server.answer, share)
+                calls = [pool.submit(task) for _ in range(LOADERS)]
                 for each in calls:
                     each.result()
                 wall = time.perf_counter() - begin
@@ -346,14 +370,11 @@ def exchanging(sizes: Sizes) -> list[Measure]:
                 cpu.add(server.name, (server.cpu() - before) / share / LOADERS * 1000)
                 rate.add(server.name, share * LOADERS / wall)
                 for nodelay, (median, last) in latencies.items():
-                    times = [
-                        exchange(server.port, context, server.answer, nodelay)
-                        for _ in range(sizes.calls)
-                    ]
+                    call = (server.port, context, server.answer, nodelay)
+                    times = [exchange(*call) for _ in range(sizes.calls)]
+                    hundredths = statistics.quantiles(times, n=100, method="inclusive")
                     median.add(server.name, statistics.median(times))
-                    last.add(
-                        server.name, statistics.quantiles(times, n=100, method="inclusive")[98]
-                    )
+                    last.add(server.name, hundredths[98])
         check_log(servers)
     return [cpu, rate, *latencies[True], *latencies[False]]
 
@@ -391,7 +412,7 @@ def echoing(sizes: Sizes) -> list[Measure]:
 
 
 def idling(sizes: Sizes) -> list[Measure]:
-    """Authenticated clients that say nothing: their memory in the server, and a newcomer's latency."""
+    """Silent authenticated clients: the server's memory, and a newcomer's latency."""
     memory = Measure(f"Memory for each of {sizes.idle:,} idle connections", "KiB")
     latency = Measure(f"One exchange beside {sizes.idle:,} idle connections, median", "ms")
     for _ in range(sizes.rounds):
@@ -424,41 +445,39 @@ def shown(figure: float) -> str:
 
 
 def table(measures: list[Measure]) -> str:
-    """Markdown rows: a program's figure, and how it compares with the first one's, the script's."""
+    """Markdown rows: a program's figure, and its ratio to the first one's, the script's."""
     lines = ["| measured | program | figure | ratio |", "|---|---|---|---|"]
     for measure in measures:
         medians = measure.medians()
         first = next(iter(medians.values()))
         for number, (program, figure) in enumerate(medians.items()):
             title = "" if number else measure.title
-            lines.append(
-                f"| {title} | {program} | {shown(figure)} {measure.unit} | {figure / first:.2f} |"
-            )
+            value = f"{shown(figure)} {measure.unit}"
+            lines.append(f"| {title} | {program} | {value} | {figure / first:.2f} |")
     return "\n".join(lines)
 
 
 def picture(measures: list[Measure]) -> str:
-    """The same as an SVG: bars, those of one measure on one scale, the script's in another colour."""
+    """The same as an SVG: bars, one scale for each measure, the script's in another colour."""
     height, body = 10, []
     for measure in measures:
         medians = measure.medians()
         height += 30
-        body.append(
-            f'<text class="title" x="10" y="{height}">{escape(measure.title)} ({measure.unit})</text>'
-        )
+        title = f"{escape(measure.title)} ({measure.unit})"
+        body.append(f'<text class="title" x="10" y="{height}">{title}</text>')
         for number, (program, figure) in enumerate(medians.items()):
             width, kind = 360 * figure / max(medians.values()), "peer" if number else "script"
             body.append(
                 f'<text x="295" y="{height + 18}" text-anchor="end">{escape(program)}</text>'
             )
-            body.append(
-                f'<rect class="{kind}" x="305" y="{height + 7}" width="{width:.1f}" height="13"/>'
-            )
+            bar = f'x="305" y="{height + 7}" width="{width:.1f}" height="13"'
+            body.append(f'<rect class="{kind}" {bar}/>')
             body.append(
                 f'<text x="{310 + width:.1f}" y="{height + 18}">{shown(figure)}</text>'
             )
             height += 18
-    style = "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}.script{fill:#c0392b}.peer{fill:#8aa}"
+    style = "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}"
+    style += ".script{fill:#c0392b}.peer{fill:#8aa}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="740" height="{height + 15}">\n'
         f"<style>{style}</style>\n"
@@ -470,7 +489,8 @@ def machine() -> str:
     """What all of it ran on."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     name = model[1] if model else platform.machine()
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, {ssl.OPENSSL_VERSION}"
+    python = f"Python {platform.python_version()}"
+    return f"{name}, {os.cpu_count()} cores, {python}, {ssl.OPENSSL_VERSION}"
 
 
 PARTS: dict[str, Callable[[Sizes], list[Measure]]] = {

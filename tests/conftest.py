@@ -1,4 +1,4 @@
-"""What the tests share: the scripts as processes, a folder of keys, and terminals to type at."""
+"""What the tests share: the scripts as processes, folders of keys, terminals to type at."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIMIT = 300.0  # seconds for a whole command, which may make RSA keys of 8,192 b
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without pass phrases, with warnings as errors, and what is extra."""
+    """This environment without pass phrases, warnings as errors, and what is extra."""
     kept = {k: v for k, v in os.environ.items() if not k.endswith("_PASSPHRASE")}
     return {**kept, "PYTHONWARNINGS": "error", **(extra or {})}
 
@@ -65,7 +65,7 @@ def generate(
 
 
 def configure(folder: Path, change: Callable[[dict[str, object]], None] | None = None) -> Path:
-    """Put the shipped configuration into a folder, changed if need be, its merges written out."""
+    """Put the shipped configuration into a folder, perhaps changed, its merges written out."""
     path = folder / "sros_config.yml"
     if change is None:
         shutil.copy(ROOT / "sros_config.yml", path)
@@ -100,7 +100,7 @@ def openssl(*arguments: str | Path, stdin: str = "") -> str:
 
 
 def pytest_configure() -> None:
-    """Have SIGINT end what the tests start, though a shell's background ignores it: children inherit that."""
+    """Have SIGINT end what the tests start, even where a shell's background ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -111,13 +111,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if packages:
         terminalreporter.ensure_newline()
         terminalreporter.write_line(
-            f"Tests were skipped for want of programs. To run them: apt-get install {' '.join(packages)}"
+            "Tests were skipped for want of programs. To run them: "
+            f"apt-get install {' '.join(packages)}"
         )
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the shipped configuration and the keys made from it: to read, not to change."""
+    """A folder with the shipped configuration and keys made from it. Read only."""
     folder = tmp_path_factory.mktemp("made")
     configure(folder)
     result = generate(folder)
@@ -127,7 +128,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def strangers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same folder for those of another CA with the same names, who trust this CA none the less."""
+    """The same by another CA with the same names, whose nodes still trust this CA."""
     folder = tmp_path_factory.mktemp("strangers")
     configure(folder)
     assert generate(folder).returncode == 0
@@ -190,7 +191,7 @@ class Server:
         self.port = int(match[1])
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Poll until a condition holds; fail with all that the server printed if it never does."""
+        """Poll until a condition holds, or fail with all that the server printed."""
         until = time.monotonic() + DEADLINE
         while not condition():
             printed = f"{self.out.read_text()}{self.err.read_text()}"

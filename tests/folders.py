@@ -1,4 +1,4 @@
-"""What the tests of the keys folder share: its state, its judges, and CAs that are not the script."""
+"""What the tests of the keys folder share: its state, its judges, and CAs by other means."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def refused(result: Result, *names: str) -> list[str]:
 
 
 def faults(result: Result, *texts: str) -> list[str]:
-    """Require status 1 and one error line for each text, which it contains; warnings may stand beside."""
+    """Require status 1 and one error line that contains each text. Warnings may appear."""
     lines = result.stderr.splitlines()
     wrong = [line for line in lines if line.startswith(f"{GENERATE.name}: error: ")]
     assert all(
@@ -120,7 +120,7 @@ EXAMPLE = re.compile(r"^#    ([\w-]+):.*\n(?:#      .*\n)*", re.MULTILINE)
 
 
 def examples(text: str) -> dict[str, str]:
-    """Return the lines of each example that is commented out in a configuration, by its name."""
+    """Return the lines of each commented-out example of a configuration, by its name."""
     return {found[1]: found[0] for found in EXAMPLE.finditer(text)}
 
 
@@ -241,12 +241,12 @@ def record(keys: Path, name: str, ca: str = "master") -> Path:
 
 
 def revoked_serials(path: Path) -> set[int]:
-    """Return the serial numbers on the first list in a file: a CA's own, or a node's issuer's."""
+    """Return the serial numbers on a file's first list: a CA's own, or a node's issuer's."""
     return {entry.serial_number for entry in lists(path)[0]}
 
 
 def judge(node: Path, peer: Path | None = None) -> Result:
-    """Have openssl verify a folder's chain, by the trust anchor and the lists of a peer or its own."""
+    """Have openssl verify a folder's chain, by a peer's trust anchor and lists or its own."""
     by, chain = peer or node, ("-untrusted", node / "fullchain.pem", node / "cert.pem")
     trust = ("-CAfile", by / "ca.pem", "-CRLfile", by / "crl.pem", "-no-CApath", "-no-CAstore")
     return run("openssl", "verify", "-x509_strict", "-crl_check_all", *trust, *chain)

@@ -1,7 +1,7 @@
-"""What the tests need of a machine besides Python: programs of Debian's packages, and root's rights.
+"""What the tests need besides Python: programs of Debian's packages, and root's rights.
 
-A test that lacks one is skipped, and the last lines of a run say which packages would run it. With
-NO_SKIPS=1 in the environment it fails instead.
+A test that lacks one is skipped, and the last lines of a run say which packages would run it.
+With NO_SKIPS=1 in the environment it fails instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import NoReturn
 
 import pytest
 
-PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # an ordinary user's path has no /usr/sbin on Debian
+# On Debian, an ordinary user's path has no /usr/sbin.
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PACKAGES = {  # by program
     "caddy": "caddy",
     "certutil": "libnss3-tools",
@@ -53,7 +54,7 @@ def skip(reason: str) -> NoReturn:
 
 
 def needs(*programs: str) -> None:
-    """Skip the test that runs unless these programs are here. Others than those above always are."""
+    """Skip the running test unless these programs are here. Unlisted ones always are."""
     missing = [
         name for name in programs if name in PACKAGES and not shutil.which(name, path=PATH)
     ]
@@ -69,7 +70,7 @@ def needs_those_of(text: str) -> None:
 
 
 def needs_package(name: str) -> None:
-    """Skip the test that runs unless a package of Debian's is installed, which has no program."""
+    """Skip the running test unless one of Debian's packages without a program is installed."""
     if not shutil.which("dpkg-query") or name not in installed_packages():
         skip(f"without {name}: apt-get install {name}")
 

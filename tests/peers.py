@@ -1,4 +1,4 @@
-"""What the benchmark compares the scripts with: other programs and bare loops, and how they are run."""
+"""What the benchmark compares the scripts with: other programs and bare loops."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def installed(*programs: str) -> bool:
 
 
 def bare_loop(keys: str, count: str) -> None:
-    """The floor: the same calls of the library and the same six files for each node, and no more."""
+    """The floor: the same library calls and the same six files for each node, and no more."""
     root, ca = ((Path(keys, name, "cert.pem")).read_bytes() for name in ("root", "master"))
     crl = Path(keys, "client/crl.pem").read_bytes()
     data, phrase = (
@@ -147,9 +147,10 @@ PROGRAMS = {  # of each peer: the programs that it takes, what makes its CA, wha
         ["openssl"],
         "cp ../keys/master/key.pem ca-encrypted.key",
         "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -aes-256-cbc"
-        " -pass env:SROS_PASSPHRASE -out $1.key && openssl req -new -key $1.key -subj /C=US/CN=$1"
-        " -passin env:SROS_PASSPHRASE -out $1.csr && openssl x509 -req -in $1.csr -CA ca.pem"
-        " -CAkey ca-encrypted.key -passin env:SROS_PASSPHRASE -days 365 -extfile openssl.ext -out $1.crt",
+        " -pass env:SROS_PASSPHRASE -out $1.key && openssl req -new -key $1.key"
+        " -subj /C=US/CN=$1 -passin env:SROS_PASSPHRASE -out $1.csr && openssl x509 -req"
+        " -in $1.csr -CA ca.pem -CAkey ca-encrypted.key -passin env:SROS_PASSPHRASE"
+        " -days 365 -extfile openssl.ext -out $1.crt",
     ),
     "easy-rsa": (
         ["easyrsa"],
@@ -159,8 +160,8 @@ PROGRAMS = {  # of each peer: the programs that it takes, what makes its CA, wha
     "cfssl (plain keys)": (
         ["cfssl", "cfssljson"],
         "true",
-        'sed "s/NAME/$1/" csr.json | cfssl gencert -loglevel 5 -ca ca.pem -ca-key ca.key -config cfssl.json -'
-        " | cfssljson -bare $1 && mv $1.pem $1.crt",
+        'sed "s/NAME/$1/" csr.json | cfssl gencert -loglevel 5 -ca ca.pem -ca-key ca.key'
+        " -config cfssl.json - | cfssljson -bare $1 && mv $1.pem $1.crt",
     ),
     "mkcert (plain keys)": (
         ["mkcert"],
@@ -176,7 +177,7 @@ PROGRAMS = {  # of each peer: the programs that it takes, what makes its CA, wha
 
 
 def make_with(peer: str, folder: Path, count: int) -> Cost | None:
-    """Make nodes with a program as its users do, in processes of their own; None if there is no such."""
+    """Make nodes with a program as its users do, in processes. None: it is not installed."""
     programs, prepare, node = PROGRAMS[peer]
     if not installed(*programs):
         return None
@@ -268,19 +269,23 @@ def serve_bare(port: str, script: str, keys: str) -> None:
 
 
 NGINX = """load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-daemon off; pid nginx.pid; error_log stderr error; worker_processes 1; worker_rlimit_nofile 8192;
+daemon off; pid nginx.pid; error_log stderr error;
+worker_processes 1; worker_rlimit_nofile 8192;
 events { worker_connections 4096; }
 stream { server { listen 127.0.0.1:PORT ssl backlog=2000; TLS return "hello\\n"; } }
-http { access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
-       uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-       server { listen 127.0.0.1:HTTP ssl backlog=2000; TLS location / { return 200 "hello\\n"; } } }
+http { access_log off; client_body_temp_path body; proxy_temp_path proxy;
+       fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+       server { listen 127.0.0.1:HTTP ssl backlog=2000;
+                TLS location / { return 200 "hello\\n"; } } }
 """
-NGINX_TLS = """ssl_protocols TLSv1.3; ssl_certificate keys/server/fullchain.pem; ssl_password_file passphrase;
-ssl_certificate_key keys/server/key.pem; ssl_client_certificate keys/server/ca.pem; ssl_verify_client on;
-ssl_crl keys/server/crl.pem; ssl_verify_depth 2; ssl_session_tickets off; ssl_session_cache off;"""
+NGINX_TLS = """ssl_protocols TLSv1.3; ssl_certificate keys/server/fullchain.pem;
+ssl_certificate_key keys/server/key.pem; ssl_password_file passphrase;
+ssl_client_certificate keys/server/ca.pem; ssl_verify_client on; ssl_verify_depth 2;
+ssl_crl keys/server/crl.pem; ssl_session_tickets off; ssl_session_cache off;"""
 S_SERVER = (
-    "cat keys/server/ca.pem keys/server/crl.pem >trusted.pem; exec openssl s_server -quiet -rev"
-    " -accept 127.0.0.1:PORT -tls1_3 -num_tickets 0 -Verify 2 -verify_return_error -x509_strict"
+    "cat keys/server/ca.pem keys/server/crl.pem >trusted.pem;"
+    " exec openssl s_server -quiet -rev -accept 127.0.0.1:PORT -tls1_3 -num_tickets 0"
+    " -Verify 2 -verify_return_error -x509_strict"
     " -crl_check_all -verifyCAfile trusted.pem -cert keys/server/cert.pem"
     " -cert_chain keys/server/fullchain.pem -key keys/server/key.pem -pass env:SROS_PASSPHRASE"
 )
@@ -336,7 +341,7 @@ class Server:
         return [first, *Path(f"/proc/{first}/task/{first}/children").read_text().split()]
 
     def cpu(self) -> float:
-        """Seconds of CPU until now, of threads that have ended, too: clock_getcpuclockid(3)."""
+        """Seconds of CPU so far, ended threads included: clock_getcpuclockid(3)."""
         return sum(
             time.clock_gettime((~int(process) << 3) | 2) for process in self.processes()
         )

@@ -43,7 +43,7 @@ def row(name: str) -> tuple[str, list[str]]:
 
 
 def check_row(program: Program) -> None:
-    """Compare a program with its row; the version here may be a newer one than that of the row.
+    """Compare a program with its row. The version here may be newer than the row's.
 
     With an older one, the test is skipped: what the row says was not tried with it.
     """
@@ -87,7 +87,7 @@ def path() -> str:
 def paste(
     folder: Path, text: str, port: int, env: Mapping[str, str] = PHRASES
 ) -> subprocess.CompletedProcess[str]:
-    """Run a block as a reader in a folder with keys, at a port that the kernel gave instead of 8443."""
+    """Run a block as a reader in a folder with keys, at the kernel's port instead of 8443."""
     needs_those_of(text)
     text = text.replace("8443", str(port))
     return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**env, "PATH": path()})
@@ -121,7 +121,7 @@ def running(
     ready: Callable[[], bool] | None = None,
     env: Mapping[str, str] = PHRASES,
 ) -> Iterator[Path]:
-    """Keep a block running that does not end by itself; yield the file of all that it prints."""
+    """Keep a block running that does not end by itself. Yield the file of what it prints."""
     needs_those_of(text)
     log = folder / f"log-{port}-{time.monotonic_ns()}"
     with log.open("w") as out:

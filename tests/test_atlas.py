@@ -1,4 +1,4 @@
-"""Who gets in: every intruder at the doors of both scripts, beside a twin; and the atlas of it."""
+"""Who gets in: every intruder at both scripts' doors, beside a twin; and the atlas of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -30,7 +30,7 @@ VERIFYING = "certificate verify failed: "
 HANDSHAKE, FIRST_READ = "in the handshake", "at the first read"
 PEM = serialization.Encoding.PEM
 
-# --- The hierarchy: the verifiers are server and client, and the others come to them --------------
+# --- The hierarchy: the verifiers are server and client, and the others come to them ---------
 
 CAS = """
 x-subject: &subject {countryName: US, organizationName: SROS Example, commonName: $name}
@@ -53,10 +53,16 @@ keys:
   legacy: {<<: *master, key: "rsa:2048"}
   stolen: *master
   stranger: *master
-  deep: {<<: *master, extensions: {<<: *master-extensions, basicConstraints: "critical, CA:TRUE, pathlen:1"}}
+  deep:
+    <<: *master
+    extensions: {<<: *master-extensions, basicConstraints: "critical, CA:TRUE, pathlen:1"}
   deeper: {<<: *master, issuer: deep}
-  narrow: {<<: *master, extensions: {<<: *master-extensions, nameConstraints: "permitted;DNS:localhost"}}
-  barred: {<<: *master, extensions: {<<: *master-extensions, nameConstraints: "excluded;DNS:intruder"}}
+  narrow:
+    <<: *master
+    extensions: {<<: *master-extensions, nameConstraints: "permitted;DNS:localhost"}
+  barred:
+    <<: *master
+    extensions: {<<: *master-extensions, nameConstraints: "excluded;DNS:intruder"}
   nodes:
     NAME: &talker
       key: ec:prime256v1
@@ -81,14 +87,24 @@ NODES = """
     server-only: {<<: *talker, extensions: {<<: *extensions, extendedKeyUsage: serverAuth}}
     client-only: {<<: *talker, extensions: {<<: *extensions, extendedKeyUsage: clientAuth}}
     elsewhere: {<<: *talker, extensions: {<<: *extensions, subjectAltName: "DNS:elsewhere"}}
-    named: {<<: *talker, subject: {commonName: localhost}, extensions: {<<: *extensions, subjectAltName: ~}}
-    wildcard: {<<: *talker, extensions: {<<: *extensions, subjectAltName: "DNS:*.robots.example"}}
-    partial: {<<: *talker, extensions: {<<: *extensions, subjectAltName: "DNS:arm.robots.example"}}
+    named:
+      <<: *talker
+      subject: {commonName: localhost}
+      extensions: {<<: *extensions, subjectAltName: ~}
+    wildcard:
+      <<: *talker
+      extensions: {<<: *extensions, subjectAltName: "DNS:*.robots.example"}
+    partial:
+      <<: *talker
+      extensions: {<<: *extensions, subjectAltName: "DNS:arm.robots.example"}
 """
 # The CAs below root that have a revocation list at the verifiers, as their own, master, has.
 LISTED = ("legacy", "stolen", "deep", "deeper", "narrow", "barred")
 
+SIDES = ("server", "client")
+
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+Lists = list[x509.CertificateRevocationList]
 Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
 
 
@@ -169,7 +185,7 @@ def issue(
     digest: str = "sha256",
     **changes: Extension | None,
 ) -> Identity:
-    """Make what the script would not: an identity like its, but for changes; self-signed if by no one."""
+    """Make an identity that the script would not. Without an issuer, it signs itself."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     above = by or Identity(key, [])
@@ -203,7 +219,7 @@ def issue(
 def sign_again(
     made: x509.Certificate, key: Key, by: Identity, digest: str
 ) -> x509.Certificate:
-    """Return the same certificate signed with another digest, by openssl: cryptography has given it up."""
+    """Return a certificate, signed by openssl with a digest that cryptography gave up."""
     request = x509.CertificateSigningRequestBuilder(made.subject)
     for each in made.extensions:
         request = request.add_extension(each.value, each.critical)
@@ -237,28 +253,13 @@ def empty_list(ca: Identity) -> bytes:
 
 def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identity]]:
     """Make the visitors that the script would not, and the CAs that some of them come from."""
-    root, master, talker = (identity(keys / name) for name in ("root", "master", "talker"))
-    legacy, narrow, barred = (identity(keys / name) for name in ("legacy", "narrow", "barred"))
+    master, talker, legacy = (identity(keys / x) for x in ("master", "talker", "legacy"))
+    narrow, barred = identity(keys / "narrow"), identity(keys / "barred")
     foreign, their_root = identity(other / "talker"), identity(other / "root").chain
-    small, large = (rsa.generate_private_key(65537, bits) for bits in (1024, 2048))
     unknown = x509.UnrecognizedExtension(
         x509.ObjectIdentifier("1.3.6.1.4.1.32473.1"), b"\x05\x00"
     )
-    cas = {
-        "sister": issue(root, "sister", CA),
-        "brief": issue(root, "brief", CA, ends=-1),
-        "small": issue(root, "small", CA, small),
-        "large": issue(root, "large", CA, large),
-        "sha1": issue(root, "sha1", CA, digest="sha1"),
-        "lax": issue(root, "lax", CA, constraints=(x509.BasicConstraints(True, 0), False)),
-        "useless": issue(
-            root,
-            "useless",
-            CA,
-            usage=None,
-            constraints=(x509.BasicConstraints(True, None), True),
-        ),
-    }
+    cas = hand_made_cas(identity(keys / "root"))
     visitors = {
         "other-right": foreign._replace(chain=[foreign.chain[0], *master.chain]),
         "other-root": foreign._replace(chain=[*foreign.chain, *their_root]),
@@ -276,8 +277,8 @@ def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identi
         "not-excluded": issue(barred, names=names("localhost", "elsewhere")),
         "partial-star": issue(master, names=names("a*.robots.example")),
         "text-ip": issue(master, names=names("127.0.0.1")),
-        "small-key": issue(master, key=small),
-        "large-key": issue(master, key=large),
+        "small-key": issue(master, key=cas["small"].key),
+        "large-key": issue(master, key=cas["large"].key),
         "leaf-md5": issue(legacy, digest="md5"),
         "leaf-sha1": issue(legacy, digest="sha1"),
         "leaf-sha256": issue(legacy),
@@ -289,8 +290,23 @@ def hand_made(keys: Path, other: Path) -> tuple[dict[str, Identity], list[Identi
     return visitors, [*cas.values()]
 
 
+def hand_made_cas(root: Identity) -> dict[str, Identity]:
+    """Make CAs below root that the script would not."""
+    small, large = (rsa.generate_private_key(65537, bits) for bits in (1024, 2048))
+    unlimited = x509.BasicConstraints(True, None)
+    return {
+        "sister": issue(root, "sister", CA),
+        "brief": issue(root, "brief", CA, ends=-1),
+        "small": issue(root, "small", CA, small),
+        "large": issue(root, "large", CA, large),
+        "sha1": issue(root, "sha1", CA, digest="sha1"),
+        "lax": issue(root, "lax", CA, constraints=(x509.BasicConstraints(True, 0), False)),
+        "useless": issue(root, "useless", CA, usage=None, constraints=(unlimited, True)),
+    }
+
+
 class Stock(NamedTuple):
-    """Everyone's folders: the visitors' by name, the verifiers' by side and the lists that they have."""
+    """Everyone's folders: the visitors' by name, the verifiers' by side and their lists."""
 
     visitors: Path
     verifiers: Path
@@ -298,57 +314,24 @@ class Stock(NamedTuple):
 
 
 def make_stock(folder: Path) -> Stock:
-    """Make the hierarchy with the script, in some years; then what the script would not make."""
+    """Make the hierarchy with the script, in some years; then what it would not make."""
     stock = Stock(folder / "visitors", folder / "verifiers", folder / "other")
-    keys, other, configuration = folder / "keys", folder / "other/keys", "sros_config.yml"
-    stock.other.mkdir()
-    (stock.other / configuration).write_text(CAS.replace("NAME", "talker"))
-    with ThreadPoolExecutor(1) as pool:
-        theirs = pool.submit(generate, stock.other)
-        (folder / configuration).write_text(CAS.replace("NAME", "old"))
-        fine(later(folder, "2 years ago"))
-        (folder / configuration).write_text(CAS.replace("NAME", "talker") + NODES)
-        fine(generate(folder))
-        (folder / configuration).write_text(CAS.replace("NAME", "early"))
-        fine(later(folder, "30 days"))
-        fine(theirs.result())
-    before = lists(keys / "server/crl.pem")
-    (folder / configuration).write_text(CAS.replace("NAME", "talker") + NODES)
-    revoked = generate(folder, "--revoke", "gone", "stolen")
-    assert revoked.returncode == 0, revoked.stderr
-    now, old = lists(keys / "server/crl.pem"), lists(keys / "old/crl.pem")
+    keys, other = folder / "keys", folder / "other/keys"
+    before = make_hierarchies(folder, stock.other)
     visitors, cas = hand_made(keys, other)
-    rest = [(keys / name / "crl.pem").read_bytes() for name in LISTED] + [
-        empty_list(ca) for ca in cas
-    ]
-    strange = (keys / "stranger/crl.pem").read_bytes()
-    known = {
-        "now": now,
-        "before": before,
-        "old-master": [old[0], now[1]],
-        "old-root": [now[0], old[1]],
-        "only-root": now[1:],
-        "strange": now,
-    }
-    for name, pair in known.items():
-        own = b"".join(each.public_bytes(PEM) for each in pair)
-        for side in ("server", "client"):
-            shutil.copytree(keys / side, stock.verifiers / f"{side}-{name}")
-            text = own + b"".join(rest) + strange * (name == "strange")
-            (stock.verifiers / f"{side}-{name}/crl.pem").write_bytes(text)
-    made = {
-        path.name: identity(path)
-        for path in keys.iterdir()
-        if path.name not in ("server", "client")
-    }
+    make_verifiers(stock, keys, before, [empty_list(ca) for ca in cas])
+
+    made = {path.name: identity(path) for path in keys.iterdir() if path.name not in SIDES}
     made |= {"other": identity(other / "talker"), **visitors}
     for name, each in made.items():
         place = stock.visitors / name
         place.mkdir(parents=True)
         for file, data in each.files().items():
             (place / file).write_bytes(data)
-        shutil.copy(keys / "server/ca.pem", place)  # they judge others as the verifiers do
+        # They judge others as the verifiers do.
+        shutil.copy(keys / "server/ca.pem", place)
         shutil.copy(stock.verifiers / "client-strange/crl.pem", place)
+
     (folder / "names").mkdir()
     (folder / "names/sitecustomize.py").write_text(RESOLVER)
     (folder / "weak.cnf").write_text(WEAK_CONFIGURATION)
@@ -359,7 +342,51 @@ def make_stock(folder: Path) -> Stock:
     return stock
 
 
-# Loaded by Python itself before the script, where there is no name server: robots.example is here.
+def make_hierarchies(folder: Path, other: Path) -> Lists:
+    """Make our hierarchy and another CA's; revoke some. Return the lists of before that."""
+    configuration = folder / "sros_config.yml"
+    talker = CAS.replace("NAME", "talker")
+    other.mkdir()
+    (other / configuration.name).write_text(talker)
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(generate, other)
+        configuration.write_text(CAS.replace("NAME", "old"))
+        fine(later(folder, "2 years ago"))
+        configuration.write_text(talker + NODES)
+        fine(generate(folder))
+        configuration.write_text(CAS.replace("NAME", "early"))
+        fine(later(folder, "30 days"))
+        fine(theirs.result())
+    before = lists(folder / "keys/server/crl.pem")
+    configuration.write_text(talker + NODES)
+    revoked = generate(folder, "--revoke", "gone", "stolen")
+    assert revoked.returncode == 0, revoked.stderr
+    return before
+
+
+def make_verifiers(stock: Stock, keys: Path, before: Lists, made: Sequence[bytes]) -> None:
+    """Make the folders of server and client, with different lists of master and root."""
+    now, old = lists(keys / "server/crl.pem"), lists(keys / "old/crl.pem")
+    strange = (keys / "stranger/crl.pem").read_bytes()
+    rest = b"".join([*((keys / name / "crl.pem").read_bytes() for name in LISTED), *made])
+    known = {
+        "now": now,
+        "before": before,
+        "old-master": [old[0], now[1]],
+        "old-root": [now[0], old[1]],
+        "only-root": now[1:],
+        "strange": now,
+    }
+    for name, pair in known.items():
+        text = b"".join(each.public_bytes(PEM) for each in pair) + rest
+        if name == "strange":
+            text += strange
+        for side in SIDES:
+            shutil.copytree(keys / side, stock.verifiers / f"{side}-{name}")
+            (stock.verifiers / f"{side}-{name}/crl.pem").write_bytes(text)
+
+
+# Python itself loads this before the script. Without a name server, robots.example is here.
 RESOLVER = """import socket
 real = socket.getaddrinfo
 def getaddrinfo(host, *rest, **named):
@@ -375,11 +402,11 @@ system_default = system
 CipherString = DEFAULT:@SECLEVEL=0
 """
 
-# --- Peers that the scripts would not be ----------------------------------------------------------
+# --- Peers that the scripts would not be -----------------------------------------------------
 
 
 class Seen(NamedTuple):
-    """What a refused one saw: the alert (or that there was none, and its own error), and when."""
+    """What a refused one saw: the alert (or none, and its own error), and when."""
 
     alert: str
     when: str
@@ -396,7 +423,7 @@ def alert(words: str) -> str:
 
 
 class Peer(NamedTuple):
-    """A peer that verifies no one and has all that is weak; without a folder, it has no certificate."""
+    """A peer that verifies no one and allows all that is weak. No folder: no certificate."""
 
     keys: Path | None
     newest: ssl.TLSVersion
@@ -428,7 +455,7 @@ class Peer(NamedTuple):
         return None
 
     def serve(self, listener: socket.socket) -> Seen | None:
-        """Be a server for one client: return what it saw, None if it was taken for the right one."""
+        """Be a server for one client: return what it saw, None if it was taken in."""
         when, context = HANDSHAKE, self.context(ssl.PROTOCOL_TLS_SERVER)
         raw, _ = listener.accept()
         raw.settimeout(DEADLINE)
@@ -459,7 +486,7 @@ def receive_record(connection: socket.socket) -> bytes:
 
 
 class Old(NamedTuple):
-    """A peer that speaks an older version whatever the other one wants, and gets as far as hello."""
+    """A peer that insists on an older version, and gets as far as hello."""
 
     version: bytes
 
@@ -491,7 +518,7 @@ class Old(NamedTuple):
             return self.answer(connection)
 
 
-# --- The matrix: who comes, and as which side -----------------------------------------------------
+# --- The matrix: who comes, and as which side ------------------------------------------------
 
 
 class Visit(NamedTuple):
@@ -509,7 +536,10 @@ class Visit(NamedTuple):
 
 
 class Intruder(NamedTuple):
-    """One who is refused; the twin who is not; the verifier's words (…: certificate verify failed)."""
+    """One who is refused, the twin who is not, and the verifier's words.
+
+    In those, … stands for `certificate verify failed`.
+    """
 
     label: str
     visit: Visit
@@ -520,7 +550,7 @@ class Intruder(NamedTuple):
 
 
 def lax(keys: str | None, speaks: str = "TLSv1_3") -> Visit:
-    """Have one come that is not the script: it verifies no one, and minds nothing of what it has."""
+    """Have one come that is not the script: it verifies no one, and its own keys neither."""
     return Visit(keys, speaks=speaks)
 
 
@@ -550,14 +580,17 @@ INTRUDERS = [
              "…: self-signed certificate", "unknown ca"),
     Intruder(f"{OTHER} that CA's intermediate", Visit("other"), TALKER,
              NO_ISSUER, "unknown ca"),
-    Intruder(f"{OTHER} our intermediate", Visit("other-right"), TALKER, NO_ISSUER, "unknown ca"),
+    Intruder(f"{OTHER} our intermediate", Visit("other-right"), TALKER,
+             NO_ISSUER, "unknown ca"),
     Intruder(STORE, Visit("other", machine="store"), STORED, NO_ISSUER, "unknown ca"),
     Intruder(STORE, Visit("other-right", machine="store"), STORED, NO_ISSUER, "unknown ca"),
     Intruder(f"{OTHER} that CA's intermediate and root", Visit("other-root"), TALKER,
              "…: self-signed certificate in certificate chain", "unknown ca"),
-    Intruder("the same, where the two variables name that root", Visit("other-root", machine="store"), STORED,
+    Intruder("the same, where the two variables name that root",
+             Visit("other-root", machine="store"), STORED,
              "…: self-signed certificate in certificate chain", "unknown ca"),
-    Intruder("another CA's certificate with our names and key identifiers", Visit("forged"), OURS,
+    Intruder("another CA's certificate with our names and key identifiers",
+             Visit("forged"), OURS,
              "…: certificate signature failure", "decrypt error"),
     Intruder("a certificate that was changed after it was signed", Visit("tampered"), OURS,
              "…: certificate signature failure", "decrypt error"),
@@ -567,9 +600,11 @@ INTRUDERS = [
              "…: certificate has expired", "certificate expired"),
     Intruder("a certificate that is not valid yet", Visit("early"), TALKER,
              "…: certificate is not yet valid", "bad certificate"),
-    Intruder("a server's certificate (`serverAuth` only)", Visit("server-only"), Visit("client-only"),
+    Intruder("a server's certificate (`serverAuth` only)",
+             Visit("server-only"), Visit("client-only"),
              "…: unsuitable certificate purpose", "unsupported certificate", CLIENT_ONLY),
-    Intruder("a client's certificate (`clientAuth` only)", Visit("client-only"), Visit("server-only"),
+    Intruder("a client's certificate (`clientAuth` only)",
+             Visit("client-only"), Visit("server-only"),
              "…: unsuitable certificate purpose", "unsupported certificate", SERVER_ONLY),
     Intruder("the certificate of our intermediate CA itself", Visit("master"), TALKER,
              "…: unsuitable certificate purpose", "unsupported certificate"),
@@ -577,34 +612,42 @@ INTRUDERS = [
              "…: unsuitable certificate purpose", "unsupported certificate"),
     Intruder("a certificate signed by a node, which is no CA", Visit("by-leaf"), OURS,
              "…: invalid CA certificate", "unknown ca"),
-    Intruder("one CA in a row more than `pathlen` admits", Visit("too-long"), Visit("of-deeper"),
+    Intruder("one CA in a row more than `pathlen` admits",
+             Visit("too-long"), Visit("of-deeper"),
              "…: path length constraint exceeded", "unknown ca"),
     Intruder("a name that its CA's `nameConstraints` do not permit",
              Visit("not-permitted"), Visit("permitted"),
              "…: permitted subtree violation", "certificate unknown"),
-    Intruder("a name that its CA's `nameConstraints` exclude", Visit("excluded"), Visit("not-excluded"),
+    Intruder("a name that its CA's `nameConstraints` exclude",
+             Visit("excluded"), Visit("not-excluded"),
              "…: excluded subtree violation", "certificate unknown"),
-    Intruder("an intermediate CA whose `basicConstraints` are not critical", Visit("of-lax"), SISTER,
+    Intruder("an intermediate CA whose `basicConstraints` are not critical",
+             Visit("of-lax"), SISTER,
              "…: Basic Constraints of CA cert not marked critical", "certificate unknown"),
     Intruder("an intermediate CA without `keyUsage`", Visit("of-useless"), SISTER,
              "…: CA cert does not include key usage extension", "certificate unknown"),
     Intruder("no `authorityKeyIdentifier`", Visit("no-key-identifier"), OURS,
              "…: Missing Authority Key Identifier", "certificate unknown"),
-    Intruder("an unknown critical extension", Visit("unknown-critical"), Visit("unknown-extension"),
+    Intruder("an unknown critical extension",
+             Visit("unknown-critical"), Visit("unknown-extension"),
              "…: unhandled critical extension", "certificate unknown"),
     Intruder("a revoked certificate", Visit("gone"), Visit("gone", "before"),
              "…: certificate revoked", "certificate revoked"),
     Intruder("a revoked intermediate CA", Visit("of-stolen"), Visit("of-stolen", "before"),
              "…: certificate revoked", "certificate revoked"),
     Intruder("anyone, once the list of the intermediate CA in `crl.pem` has expired",
-             Visit("talker", "old-master"), TALKER, "…: CRL has expired", "certificate expired"),
+             Visit("talker", "old-master"), TALKER,
+             "…: CRL has expired", "certificate expired"),
     Intruder("anyone, once the list of the root CA in `crl.pem` has expired",
-             Visit("talker", "old-root"), TALKER, "…: CRL has expired", "certificate expired"),
-    Intruder(UNLISTED, Visit("of-stranger"), Visit("of-stranger", "strange"), NO_LIST, "unknown ca"),
+             Visit("talker", "old-root"), TALKER,
+             "…: CRL has expired", "certificate expired"),
+    Intruder(UNLISTED, Visit("of-stranger"), Visit("of-stranger", "strange"),
+             NO_LIST, "unknown ca"),
     Intruder(UNLISTED, Visit("talker", "only-root"), TALKER, NO_LIST, "unknown ca"),
     Intruder("an RSA key of 1,024 bits", lax("small-key"), lax("large-key"),
              "…: EE certificate key too weak", "bad certificate"),
-    Intruder("an intermediate CA with an RSA key of 1,024 bits", lax("of-small"), lax("of-large"),
+    Intruder("an intermediate CA with an RSA key of 1,024 bits",
+             lax("of-small"), lax("of-large"),
              "…: CA certificate key too weak", "bad certificate"),
     Intruder(DIGEST, lax("leaf-md5"), lax("leaf-sha256"), WEAK, "bad certificate"),
     Intruder(DIGEST, lax("leaf-sha1"), lax("leaf-sha256"), WEAK, "bad certificate"),
@@ -647,14 +690,15 @@ INTRUDERS = [
              Visit("wildcard", host=ARM),
              MISMATCH.format("Hostname", "robots.example"), "bad certificate", SERVER_ONLY),
     Intruder("`a*.robots.example` for a part of a label", Visit("partial-star", host=ARM),
-             Visit("partial", host=ARM), MISMATCH.format("Hostname", ARM), "bad certificate", SERVER_ONLY),
+             Visit("partial", host=ARM),
+             MISMATCH.format("Hostname", ARM), "bad certificate", SERVER_ONLY),
 ]
 # fmt: on
 # Verified by what the scripts do, and not by what a machine's OpenSSL is configured to.
 TOO_WEAK = [intruder for intruder in INTRUDERS if "too weak" in intruder.words]
 
 
-# --- The doors ------------------------------------------------------------------------------------
+# --- The doors -------------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
@@ -676,14 +720,14 @@ def words(stderr: str, script: Path) -> str:
 
 
 def seen(stderr: str, script: Path) -> Seen:
-    """Return what a refused script saw; with -v, it shows the session once its handshake is done."""
+    """Return what a refused script saw. With -v, it shows the session after its handshake."""
     match = re.fullmatch(rf"([^\n]*'TLSv1\.3'.*\n)?{script.name}: error: (.*)\n", stderr)
     assert match, stderr
     return Seen(alert(match[2]), FIRST_READ if match[1] else HANDSHAKE)
 
 
 class Doors:
-    """The two scripts as verifiers. A refused one and a twin may come at once, but no two of a kind."""
+    """The scripts as verifiers. A refused one and a twin may come at once, but not two."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.stock = folder, make_stock(folder)
@@ -756,7 +800,7 @@ class Doors:
         return Outcome(words(server.err.read_text()[len(err) :], SERVER), saw)
 
     def meet_client(self, visit: Visit, kind: str) -> Outcome | None:
-        """Have our client come to a server; return how that was refused, None if it was not."""
+        """Have our client come to a server. Return how that was refused, if it was."""
 
         def call(port: int) -> subprocess.CompletedProcess[str]:
             keys = self.stock.verifiers / f"client-{visit.lists}"
@@ -800,7 +844,7 @@ class Doors:
         return self.visits[what]
 
     def refusals(self, intruder: Intruder) -> dict[str, Outcome]:
-        """Have an intruder and its twin come as each side: how was it refused? The twin may not be."""
+        """Have an intruder and its twin come as each side. Return how it was refused."""
         with ThreadPoolExecutor(4) as pool:
             twins = [
                 pool.submit(self.come, side, intruder.twin, "twin") for side in intruder.sides
@@ -827,7 +871,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         server.process.wait()
 
 
-# --- The tests ------------------------------------------------------------------------------------
+# --- The tests -------------------------------------------------------------------------------
 
 
 def name_of(intruder: Intruder) -> str:
@@ -843,7 +887,7 @@ def name_of(intruder: Intruder) -> str:
 
 
 def expected(intruder: Intruder) -> dict[str, Outcome]:
-    """Return how an intruder shall be refused: a client's handshake is over before it is verified."""
+    """Return how an intruder must be refused. A client is verified after its handshake."""
     verified = intruder.visit.speaks in ("script", "TLSv1_3")
     when = {"client": FIRST_READ if verified else HANDSHAKE, "server": HANDSHAKE}
     return {
@@ -910,7 +954,7 @@ def atlas(doors: Doors) -> str:
 
 
 def table(rows: Mapping[str, str], moments: Mapping[str, str]) -> str:
-    """Return one table. When the refused learn of it is one sentence, if it is always the same."""
+    """Return one table. If all of the refused learn of it at one time, a sentence says so."""
     head = "| intruder | the verifier's line | the alert that the refused one sees |"
     if len({*moments.values()}) == 1:
         sentence = f"The refusal reaches {next(iter(moments.values()))}."

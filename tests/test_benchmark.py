@@ -1,4 +1,4 @@
-"""The benchmark: that it runs, compares every figure with another, and fails when a script is broken."""
+"""The benchmark runs, compares every figure with another, and fails for a broken script."""
 
 from __future__ import annotations
 

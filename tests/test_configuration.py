@@ -1,4 +1,4 @@
-"""What sros_config.yml may say, and what comes of it; what it may not, and what is said then."""
+"""What sros_config.yml may say, and what comes of it; what it may not, and the error lines."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ML_DSA: list[str] = []
 if importlib.util.find_spec("cryptography.hazmat.primitives.asymmetric.mldsa"):
     ML_DSA = ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"]
 
-# A root, a master and a node on unencrypted keys: where each field stands, and its YAML as it is
-# written. A broken configuration is this one but for one field, so the field is what is refused.
+# A root, a master and a node with unencrypted keys: where each field stands, and its YAML.
+# A broken configuration differs from this one in one field, so that field is what is refused.
 SMALL = {
     "keys/root/key": "ec:prime256v1",
     "keys/root/subject/commonName": "$name",
@@ -67,7 +67,7 @@ def small(changes: Mapping[str, str] | None = None) -> str:
 
 
 def written(fields: Mapping[str, str], indent: str = "") -> str:
-    """Return fields by place as YAML: what has the same place up to a slash stands together."""
+    """Return fields by place as YAML. Places that begin alike stand together."""
     text = ""
     for name in dict.fromkeys(place.split("/")[0] for place in fields):
         inner = {k[len(name) + 1 :]: v for k, v in fields.items() if k.startswith(f"{name}/")}
@@ -82,7 +82,7 @@ def another(place: str, name: str) -> dict[str, str]:
     return {f"{os.path.dirname(place)}/{name}{rest}": value for rest, value in own.items()}
 
 
-# --- A broken configuration beside a sound one ----------------------------------------------------
+# --- A broken configuration beside a sound one -----------------------------------------------
 
 
 class Case(NamedTuple):
@@ -132,7 +132,7 @@ Accept = Callable[[str], Path]
 def start(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Start]:
-    """Return the run on a configuration; those of all cases begin at once, beside other tests."""
+    """Return the run on a configuration. Those of all cases begin at once."""
     started: dict[str | bytes, Future[Result]] = {}
 
     def make(text: str | bytes, folder: Path) -> Result:
@@ -164,7 +164,7 @@ def start(
 
 @pytest.fixture(scope="session")
 def accept(start: Start) -> Accept:
-    """Make keys from a configuration, which must succeed: the folder, to read, not to change."""
+    """Make keys from a configuration, which must succeed. Return the folder, to read only."""
 
     def check(text: str) -> Path:
         folder, result = start(text).result()
@@ -185,7 +185,7 @@ def lines(stdout: str) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def compare(start: Start, accept: Accept) -> Callable[[Case], None]:
-    """Have one line name the place and the reason, and nothing made; and all of the sound twin."""
+    """Require one line with place and reason, nothing made, and an accepted twin."""
 
     def check(case: Case) -> None:
         folder, result = start(case.broken).result()
@@ -236,7 +236,7 @@ def verifies(folder: Path, anchor: Path | None = None) -> bool:
     return (result.returncode, result.stdout) == (0, f"{folder / 'cert.pem'}: OK\n")
 
 
-# --- What a configuration says, and the certificates that come of it ------------------------------
+# --- What a configuration says, and the certificates that come of it -------------------------
 
 
 def test_the_shipped_configuration_is_read_by_openssl_as_it_stands(made: Path) -> None:
@@ -274,7 +274,8 @@ keys:
         keyUsage: digitalSignature
         subjectKeyIdentifier: hash
         authorityKeyIdentifier: keyid
-        subjectAltName: DNS:$name, DNS:${name}.example, URI:urn:$name, email:$name@robots.example
+        subjectAltName: DNS:$name, DNS:${name}.example, URI:urn:$name,
+          email:$name@robots.example
         extendedKeyUsage: clientAuth
     leg:
       <<: *arm
@@ -348,7 +349,7 @@ def moment(line: str) -> datetime:
 
 
 def in_turn(roots: Mapping[str, str]) -> str:
-    """Return a configuration of self-signed entries, each with a field of validity of its own."""
+    """Return a configuration of self-signed entries, each with its own field of validity."""
     fields: dict[str, str] = {}
     for name, validity in roots.items():
         own = {
@@ -438,7 +439,7 @@ def test_a_child_that_would_outlive_its_issuer_ends_with_it_and_the_output_says_
     assert said["node"].count("master") == 2 and said["twin"].count("master") == 1
 
 
-# --- The examples in the shipped configuration ----------------------------------------------------
+# --- The examples in the shipped configuration -----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -488,7 +489,7 @@ def test_a_commented_example_works_as_its_comment_says(
     )
 
 
-# --- Key types ------------------------------------------------------------------------------------
+# --- Key types -------------------------------------------------------------------------------
 
 KEY_TYPES = {
     "ec:prime256v1": "NIST CURVE: P-256",
@@ -549,7 +550,7 @@ def test_a_digest_is_what_its_key_signs_with(accept: Accept) -> None:
 
 
 def context(folder: Path, anchor: Path) -> SSL.Context:
-    """Return a context with a node's files, which trusts an anchor and checks all its lists."""
+    """Return a context with a node's files, which trusts an anchor and checks all lists."""
     made = SSL.Context(SSL.TLS_METHOD)
     made.set_min_proto_version(SSL.TLS1_3_VERSION)
     made.use_certificate_chain_file(folder / "fullchain.pem")
@@ -613,7 +614,7 @@ def require_newer_cryptography(start: Start, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])
-def test_ml_dsa_makes_a_chain_that_verifies_and_a_mutual_handshake_or_a_line_names_what_it_takes(
+def test_ml_dsa_makes_a_chain_and_a_handshake_or_a_line_names_what_it_takes(
     start: Start, accept: Accept, key: str
 ) -> None:
     if key not in ML_DSA:
@@ -647,7 +648,7 @@ def test_ml_dsa_makes_a_chain_that_verifies_and_a_mutual_handshake_or_a_line_nam
         shake_hands(ours, ours_too)
 
 
-# --- Five levels and every extension --------------------------------------------------------------
+# --- Five levels and every extension ---------------------------------------------------------
 
 FIVE_LEVELS = """\
 keys:
@@ -736,7 +737,8 @@ keys:
       subjectKeyIdentifier: hash
       authorityKeyIdentifier: keyid
       nameConstraints: critical, permitted;DNS:example, permitted;email:robots.example,
-        permitted;IP:192.0.2.0/255.255.255.0, permitted;IP:2001:db8::/32, excluded;DNS:spam.example
+        permitted;IP:192.0.2.0/255.255.255.0, permitted;IP:2001:db8::/32,
+        excluded;DNS:spam.example
 """
 # What openssl prints of them: entry, name of the extension, value.
 PRINTED = [
@@ -759,7 +761,8 @@ PRINTED = [
     (
         "cell",
         "X509v3 Extended Key Usage",
-        "critical TLS Web Server Authentication, TLS Web Client Authentication, E-mail Protection",
+        "critical TLS Web Server Authentication, TLS Web Client Authentication, "
+        "E-mail Protection",
     ),
     ("robot", "X509v3 Basic Constraints", "critical CA:FALSE"),
     (
@@ -818,7 +821,9 @@ def test_an_extension_is_read_back_as_it_was_written(
     accept: Accept, name: str, extension: str, value: str
 ) -> None:
     text = text_of(accept(FIVE_LEVELS) / "keys" / name)
-    after = r"(?:X509v3 (?!Any)[\w ]+:|Authority Information Access:|1[.0-9]+:|Signature Algorithm:)"
+    after = (
+        r"(?:X509v3 (?!Any)[\w ]+|Authority Information Access|1[.0-9]+|Signature Algorithm):"
+    )
     assert re.findall(rf"{re.escape(extension)}: (.*?) (?={after})", text) == [value]
 
 
@@ -890,7 +895,7 @@ def test_a_name_outside_of_its_cas_constraints_is_an_error_and_is_not_written(
     assert not (tmp_path / "keys" / "node").exists()
 
 
-# --- Many -----------------------------------------------------------------------------------------
+# --- Many ------------------------------------------------------------------------------------
 
 
 def test_a_fleet_of_fifty_is_a_line_each_and_the_output_counts(accept: Accept) -> None:
@@ -917,7 +922,7 @@ def test_a_further_entry_is_all_that_the_next_run_makes(copy: Path) -> None:
     assert {path.parent.name for path in made.keys() - kept.keys()} == {"client2"}
 
 
-# --- The file as a whole --------------------------------------------------------------------------
+# --- The file as a whole ---------------------------------------------------------------------
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -1073,7 +1078,7 @@ def test_a_duplicate_merge_is_refused_and_a_list_of_merges_is_not(
     compare(case)
 
 
-# --- Fields: broken and sound ---------------------------------------------------------------------
+# --- Fields: broken and sound ----------------------------------------------------------------
 
 UNKNOWN = [
     *("colour", "nodes"),
@@ -1277,7 +1282,7 @@ def test_a_chain_longer_than_its_path_length_is_refused(compare: Compare, case: 
     compare(case)
 
 
-PAST = "now|past"
+PAST = "in the (future|past)"
 FORM = "form|offset"
 
 
@@ -1417,9 +1422,9 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         (SAN, "DNS:192.0.2.1", "IP:192.0.2.1", "DNS"),
         (SAN, "DNS:bücher.example", "DNS:xn--bcher-kva.example", "ASCII|xn--"),
         (SAN, "IP:192.0.2.256", "IP:192.0.2.255", "address|octet|255"),
-        (SAN, "IP:192.0.2.0/24", "IP:192.0.2.24", "address|octet|can't be IP"),
-        (SAN, "IP:localhost", "IP:127.0.0.1", "address|can't be IP"),
-        (SAN, "email:robot", "email:robot@robots.example", "can't be email"),
+        (SAN, "IP:192.0.2.0/24", "IP:192.0.2.24", "address|octet"),
+        (SAN, "IP:localhost", "IP:127.0.0.1", "address"),
+        (SAN, "email:robot", "email:robot@robots.example", "not a valid email name"),
         ("extensions/crlDistributionPoints", "http://a/", "URI:http://a/", "URI:"),
         ("extensions/authorityInfoAccess", "OCSP;http://a/", "OCSP;URI:http://a/", "URI:"),
         (
@@ -1446,7 +1451,7 @@ def test_a_bad_extension_of_a_node_is_refused(compare: Compare, case: Case) -> N
     compare(case)
 
 
-# --- Names are folders ----------------------------------------------------------------------------
+# --- Names are folders -----------------------------------------------------------------------
 
 OUTSIDE = f"{os.path.realpath('/tmp')}/test-configuration-{os.getpid()}"
 BAD_NAMES = [

@@ -57,7 +57,7 @@ PEM_FILES = ["key.pem", "fullchain.pem", "ca.pem", "crl.pem"]
 Serve = Callable[..., Server]
 
 
-# --- What the tests make -----------------------------------------------------------------------
+# --- What the tests make ---------------------------------------------------------------------
 
 
 def authority(folder: Path, name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -226,7 +226,8 @@ def test_ml_dsa_makes_an_exchange_or_a_line_says_that_openssl_is_too_old(
         assert server.printed(SERVED)
         assert server.stop() == 0
     else:
-        reason = f"ML-DSA takes OpenSSL 3.5, this Python's ssl has {re.escape(ssl.OPENSSL_VERSION)}$"
+        version = re.escape(ssl.OPENSSL_VERSION)
+        reason = f"ML-DSA takes OpenSSL 3.5, this Python's ssl has {version}$"
         for script, node in ((SERVER, "server"), (CLIENT, "client")):
             keys = tmp_path / "keys" / node
             for env in (PHRASES, {}):  # before it asks for a pass phrase
@@ -298,7 +299,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def s_client(port: int, keys: Path, *arguments: str | Path) -> list[str | Path]:
-    """Return the command of OpenSSL's client, with the trust anchor and quiet, but not for ever."""
+    """Return the command of OpenSSL's client: quiet, with the trust anchor and a deadline."""
     words = ["openssl", "s_client", "-quiet", "-no_ign_eof", "-connect", f"localhost:{port}"]
     return [*words, "-CAfile", keys / "ca.pem", "-verify_return_error", *arguments]
 
@@ -362,7 +363,7 @@ def errors(stderr: str, script: Path) -> list[str]:
 
 
 def failed(result: subprocess.CompletedProcess[str], script: Path, *texts: str) -> str:
-    """Check that a script failed with one clear line, which holds all texts; return the line."""
+    """Check that a script failed with one line, which holds all texts. Return the line."""
     assert (result.returncode, result.stdout) == (1, ""), result
     lines = errors(result.stderr, script)
     assert len(lines) == 1, result.stderr
@@ -393,14 +394,14 @@ def read_until(terminal: Terminal, pattern: str) -> re.Match[str]:
     return match
 
 
-# --- The two clients that wait for nothing, begun before the first test --------------------------
+# --- The two clients that wait for nothing, begun before the first test ----------------------
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waiting(
     made: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Clients of a server that is silent from the start, and of one that is after its handshake."""
+    """Clients of two servers: one is silent from the start, one after its handshake."""
     silent = socket.create_server(("127.0.0.1", 0))
 
     def listen_only(connection: ssl.SSLSocket) -> None:
@@ -426,7 +427,7 @@ def waiting(
             process.communicate()
 
 
-# --- The exchange --------------------------------------------------------------------------------
+# --- The exchange ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
@@ -652,7 +653,7 @@ def test_both_scripts_need_nothing_but_themselves_and_python(
     assert server.finish() == 0
 
 
-# --- Signals -------------------------------------------------------------------------------------
+# --- Signals ---------------------------------------------------------------------------------
 
 
 def test_sigterm_ends_with_0_and_the_next_server_has_the_port_at_once(
@@ -671,7 +672,7 @@ def test_sigterm_ends_with_0_and_the_next_server_has_the_port_at_once(
 
 
 def presented(port: int, keys: Path) -> int:
-    """Return the serial number of the certificate that a server presents to OpenSSL's client."""
+    """Return the serial number of the certificate that a server shows to OpenSSL's client."""
     words = [word for word in s_client(port, keys, *identity(keys)) if word != "-quiet"]
     shown = run(*words, env=PHRASES)
     assert shown.returncode == 0, shown.stderr
@@ -733,7 +734,7 @@ def test_a_folder_that_cannot_be_loaded_is_reported_and_the_old_one_stays(
     assert server.err.read_text().count(str(copy / "keys/server")) >= 1
 
 
-# --- Streams that end before their end -----------------------------------------------------------
+# --- Streams that end before their end -------------------------------------------------------
 
 
 @pytest.mark.parametrize("sent", [b"", b"hol", b"hola\n"], ids=["nothing", "half", "whole"])
@@ -798,7 +799,7 @@ def test_a_client_prints_the_answers_that_it_got_before_the_stream_ended(made: P
     assert len(errors(result.stderr, CLIENT)) == 1
 
 
-# --- What a hostile peer sends -------------------------------------------------------------------
+# --- What a hostile peer sends ---------------------------------------------------------------
 
 HOSTILE = {
     "ansi": b"\x1b[2J\x1b[31mclosed",
@@ -882,7 +883,7 @@ def test_a_hostile_subject_is_escaped_where_verbose_shows_it(copy: Path, serve: 
     assert not {"closed", "connected"} & {line[:9] for lines in shown for line in lines}
 
 
-# --- Other programs as peers ---------------------------------------------------------------------
+# --- Other programs as peers -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leaf_only", [False, True], ids=["chain", "leaf-only"])
@@ -1012,7 +1013,7 @@ def test_openssl_as_a_server_refuses_a_foreign_client(
     failed(client(port, copy / "keys/client", "--host", host), CLIENT, "alert.*unknown ca")
 
 
-# --- Refusals, each with its twin ----------------------------------------------------------------
+# --- Refusals, each with its twin ------------------------------------------------------------
 
 
 def swap(folder: Path, source: Path, node: str) -> None:
@@ -1098,7 +1099,7 @@ def test_a_server_that_speaks_no_tls_is_one_line(made: Path) -> None:
             failed(result.result(), CLIENT, f"port {port}")
 
 
-# --- What keeps a script from beginning ----------------------------------------------------------
+# --- What keeps a script from beginning ------------------------------------------------------
 
 
 @pytest.fixture(params=["server", "client"])
@@ -1298,7 +1299,7 @@ def test_the_server_takes_no_message(made: Path) -> None:
     assert (result.returncode, result.stdout) == (2, "")
 
 
-# --- Last, for they have been waiting since the first test ---------------------------------------
+# --- Last, for they have been waiting since the first test -----------------------------------
 
 
 def test_a_server_that_hangs_ends_the_client_by_itself_with_a_line(

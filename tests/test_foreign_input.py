@@ -685,6 +685,21 @@ def test_a_ca_must_have_a_subject_and_not_that_of_its_issuer(tmp_path: Path, ca:
     assert "keys.master.subject" in line and "issuer" in line
 
 
+@pytest.mark.parametrize("name", ["Robots  CA", "ROBOTS CA"])
+def test_a_subject_that_openssl_takes_for_that_of_the_issuer_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    def call(keys: Keys, master: str) -> None:
+        keys["root"]["subject"] = {"commonName": "Robots CA"}
+        keys["master"]["subject"] = {"commonName": master}
+
+    edit_plain(tmp_path, lambda keys: call(keys, name))
+    (line,) = complaints(generate(tmp_path), "error", 2)
+    assert "keys.master.subject" in line and "issuer" in line
+    edit_plain(tmp_path, lambda keys: call(keys, "RobotsCA"))
+    fine(generate(tmp_path))
+
+
 def test_a_zone_in_a_constraint_is_an_error_too(tmp_path: Path) -> None:
     def constrain(keys: Keys, text: str) -> None:
         keys["master"]["extensions"]["nameConstraints"] = f"critical, excluded;IP:{text}"

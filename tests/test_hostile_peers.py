@@ -1,4 +1,4 @@
-"""Peers that mean harm: what they must not stop, keep, hide or forge; `-m slow`: in full number."""
+"""Peers that mean harm: what they must not stop, hide or forge. `-m slow`: in full number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import random
 import re
 import resource
 import select
+import shutil
 import signal
 import socket
 import ssl
@@ -28,7 +29,18 @@ from typing import NamedTuple
 
 import conftest
 import pytest
-from conftest import CLIENT, DEADLINE, PHRASES, SERVER, Server, ask, client, environment, run
+from conftest import (
+    CLIENT,
+    DEADLINE,
+    PHRASES,
+    SERVER,
+    Server,
+    ask,
+    client,
+    environment,
+    openssl,
+    run,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,21 +51,22 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from folders import NEW_KEY
 from needs import skip
 
 pytestmark = pytest.mark.slow
 MAX_LINE = 65536  # bytes, with its newline: the design's
 PATIENCE = 60.0  # seconds that a good client waits here; it has its turn long before
 RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
-# Before 3.11.8 and 3.12.2, wrap_socket leaves a socket that was reset to the garbage collector, which
-# warns (python/cpython#113280); and so is one left that no thread could be had for.
+# Before 3.11.8 and 3.12.2, wrap_socket leaves a reset socket to the garbage collector, as the
+# server does with a socket that gets no thread. That warns (python/cpython#113280).
 LENIENT = {**PHRASES, "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
 MENDED = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
 Record = Callable[[str, object], None]
 Tune = Callable[..., Server]
 
 
-# --- What the tests make -----------------------------------------------------------------------
+# --- What the tests make ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,7 +147,7 @@ def measure(count: int, port: int, context: ssl.SSLContext) -> Latency:
 
 
 def wait_for(server: Server, condition: Callable[[], bool]) -> None:
-    """Poll until a condition holds; fail with the end of what the server printed if it never does."""
+    """Poll until a condition holds, or fail with the end of the server's output."""
     until = time.monotonic() + DEADLINE
     while not condition():
         if time.monotonic() > until or server.process.poll() is not None:
@@ -163,7 +176,7 @@ def footprint(server: Server) -> Footprint:
 
 
 def settled(server: Server, before: Footprint) -> Footprint:
-    """Wait until a server has the threads and descriptors that it had before; return what it holds."""
+    """Wait until a server has its threads and descriptors of before. Return what it holds."""
     until = time.monotonic() + DEADLINE
     while (held := footprint(server))[:2] != before[:2]:
         assert time.monotonic() < until, f"before: {before}, at the end: {held}"
@@ -252,7 +265,7 @@ def quiet(server: Server, rest: Footprint, good: ssl.SSLContext) -> Latency:
     return measure(50, server.port, good)
 
 
-# --- Hostile clients: each is a generator, which begins, and goes on whenever it is told to -------
+# --- Hostile clients: each is a generator, which begins, and goes on whenever it is told to --
 
 Hostile = Callable[[int, ssl.SSLContext], Generator[None, None, None]]
 
@@ -423,7 +436,7 @@ WITH_KEYS: list[Hostile] = [
 def horde(
     clients: Sequence[Hostile], port: int, context: ssl.SSLContext, pace: float = 1.0
 ) -> Iterator[None]:
-    """Have hostile clients begin, and each go on every so many seconds, until the block ends."""
+    """Begin hostile clients, and go on with each at intervals, until the block ends."""
     going = [hostile(port, context) for hostile in clients]
     over = threading.Event()
 
@@ -452,7 +465,7 @@ def end(hostile: Generator[None, None, None]) -> None:
         hostile.close()
 
 
-# --- Who must not stop it -----------------------------------------------------------------------
+# --- Who must not stop it --------------------------------------------------------------------
 
 
 def attacks() -> Iterator[object]:
@@ -651,7 +664,7 @@ def test_without_threads_newcomers_are_refused_and_those_being_served_are_not_ha
     complaints(server)
 
 
-# --- Long uptime --------------------------------------------------------------------------------
+# --- Long uptime -----------------------------------------------------------------------------
 
 
 def in_parallel(work: Callable[[], object], count: int, threads: int = 4) -> None:
@@ -771,7 +784,7 @@ def test_sighup_every_50_ms_loses_no_exchange(
     wait_for(server, lambda: server.out.read_text().count("closed\n") == 3 * count)
 
 
-# --- A refused client always learns why ----------------------------------------------------------
+# --- A refused client always learns why ------------------------------------------------------
 
 
 def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -782,6 +795,12 @@ def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKe
     return x509.load_pem_x509_certificate((folder / "keys/master/cert.pem").read_bytes()), key
 
 
+PURPOSES = {
+    "server": ExtendedKeyUsageOID.SERVER_AUTH,
+    "client": ExtendedKeyUsageOID.CLIENT_AUTH,
+}
+
+
 def issue(
     folder: Path,
     made: Path,
@@ -789,17 +808,12 @@ def issue(
     names: Sequence[x509.NameAttribute[str]],
     others: x509.ExtensionType,
 ) -> Path:
-    """Make a node's folder with a key and certificate for any names, by the master CA; return it."""
+    """Make a node's folder with a certificate for any names, by the master CA. Return it."""
     issuer, signer = authority(made)
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(timezone.utc)
-    purpose = (
-        ExtendedKeyUsageOID.SERVER_AUTH
-        if node == "server"
-        else ExtendedKeyUsageOID.CLIENT_AUTH
-    )
     extensions: list[x509.ExtensionType] = [
-        x509.ExtendedKeyUsage([purpose]),
+        x509.ExtendedKeyUsage([PURPOSES[node]]),
         x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
         others,
@@ -815,43 +829,25 @@ def issue(
     )
     for extension in extensions:  # a certificate without a subject has critical names
         builder = builder.add_extension(extension, critical=extension is others and not names)
-    leaf = builder.sign(signer, hashes.SHA256())
+    chain = [builder.sign(signer, hashes.SHA256()), issuer]
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     folder.mkdir()
     (folder / "fullchain.pem").write_bytes(
-        leaf.public_bytes(Encoding.PEM) + issuer.public_bytes(Encoding.PEM)
+        b"".join(x.public_bytes(Encoding.PEM) for x in chain)
     )
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    (folder / "ca.pem").write_bytes((made / f"keys/{node}/ca.pem").read_bytes())
-    (folder / "crl.pem").write_bytes((made / f"keys/{node}/crl.pem").read_bytes())
+    (folder / "key.pem").write_bytes(pem)
+    for name in ("ca.pem", "crl.pem"):
+        shutil.copy(made / "keys" / node / name, folder)
     return folder
 
 
 def self_signed(folder: Path, made: Path) -> Path:
     """Make a client's folder whose certificate is signed by itself; return it."""
     folder.mkdir()
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-    ]
-    files = [
-        "-keyout",
-        str(folder / "key.pem"),
-        "-out",
-        str(folder / "fullchain.pem"),
-        "-subj",
-        "/CN=client",
-    ]
-    subprocess.run([*command, *files], check=True, capture_output=True, timeout=DEADLINE)
+    files = ("-keyout", folder / "key.pem", "-out", folder / "fullchain.pem")
+    openssl("req", "-x509", *NEW_KEY, *files, "-subj", "/CN=client")
     for name in ("ca.pem", "crl.pem"):
-        (folder / name).write_bytes((made / f"keys/client/{name}").read_bytes())
+        shutil.copy(made / "keys/client" / name, folder)
     return folder
 
 
@@ -861,6 +857,15 @@ class Refusal(NamedTuple):
     write: str  # the error that its write met
     alert: str
     rest: str  # what came after the alert: the end, or a reset
+
+
+class Reason(NamedTuple):
+    """A client that is refused, and why."""
+
+    keys: Path | None  # None: it has no certificate
+    context: ssl.SSLContext
+    alert: str  # as the client gets it
+    words: str  # of the server
 
 
 def learn(port: int, context: ssl.SSLContext, writes: Sequence[bytes]) -> Refusal:
@@ -893,89 +898,90 @@ IN_FLIGHT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("count", "scripts"), [(50, 3), pytest.param(1000, 36, marks=pytest.mark.slow)]
-)
-def test_a_refused_client_with_data_in_flight_always_learns_why(
-    made: Path,
-    tmp_path: Path,
-    serve: Callable[..., Server],
-    good: ssl.SSLContext,
-    count: int,
-    scripts: int,
+@pytest.fixture(scope="module")
+def reasons(made: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Reason]:
+    """Why clients are refused: each with the client that is."""
+    keys = made / "keys"
+    stranger = self_signed(tmp_path_factory.mktemp("peers") / "stranger", made)
+    return [
+        Reason(
+            None,
+            trusting(keys / "client"),
+            "alert certificate required",
+            "did not return a certificate",
+        ),
+        Reason(
+            stranger,
+            identify(trusting(stranger), stranger),
+            "alert unknown ca",
+            "self-signed certificate",
+        ),
+        Reason(
+            keys / "server",
+            identify(trusting(keys / "server"), keys / "server"),
+            "alert unsupported certificate",
+            "unsuitable certificate purpose",
+        ),
+    ]
+
+
+def test_an_accepted_client_with_data_in_flight_is_answered(
+    made: Path, serve: Callable[..., Server], good: ssl.SSLContext
 ) -> None:
     server = serve("-k", str(made / "keys/server"))
-    for writes in IN_FLIGHT:  # the twins: the same data from a client that is accepted
+    for writes in IN_FLIGHT:
         with tls(server.port, good) as connection:
             for data in [*writes, b"\n"]:
                 connection.sendall(data)
             assert connection.recv(1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    wait_for(
-        server, lambda: len(complaints(server)) == len(IN_FLIGHT)
-    )  # all were cut off by us
-    start = server.err.stat().st_size
+    # The connections were cut off on this side.
+    wait_for(server, lambda: len(complaints(server)) == len(IN_FLIGHT))
 
-    stranger = self_signed(tmp_path / "stranger", made)
-    reasons = [
-        (
-            trusting(made / "keys/client"),
-            "alert certificate required",
-            "did not return a certificate",
-        ),
-        (
-            identify(trusting(stranger), stranger),
-            "alert unknown ca",
-            "self-signed certificate",
-        ),
-        (
-            identify(trusting(made / "keys/server"), made / "keys/server"),
-            "alert unsupported certificate",
-            "unsuitable certificate purpose",
-        ),
-    ]
-    every = [(*reason, writes) for reason in reasons for writes in IN_FLIGHT]
+
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_refused_client_with_data_in_flight_always_learns_why(
+    made: Path, serve: Callable[..., Server], reasons: list[Reason], count: int
+) -> None:
+    server = serve("-k", str(made / "keys/server"))
+    every = [(reason, writes) for reason in reasons for writes in IN_FLIGHT]
     tasks = [every[number % len(every)] for number in range(count)]
     with ThreadPoolExecutor(4) as pool:
-        learnt = Counter(
-            (alert, refusal)
-            for (_, alert, _, _), refusal in zip(
-                tasks,
-                pool.map(lambda task: learn(server.port, task[0], task[3]), tasks),
-                strict=True,
-            )
-        )
-        assert {refusal for _, refusal in learnt} == {
-            Refusal("", alert, "") for _, alert, _ in reasons
-        }
-        assert all(alert == refusal.alert for alert, refusal in learnt), learnt
-        results = list(
-            pool.map(
-                lambda number: client(
-                    server.port,
-                    [stranger, made / "keys/server"][number % 2],
-                    "a" * 65535,
-                    "hola",
-                ),
-                range(scripts),
-            )
-        )
-    for number, result in enumerate(results):
-        words = ["alert unknown ca", "alert unsupported certificate"][number % 2]
+        learnt = pool.map(lambda task: learn(server.port, task[0].context, task[1]), tasks)
+    assert list(learnt) == [Refusal("", reason.alert, "") for reason, _ in tasks]
+    logged(server, [reason.words for reason, _ in tasks])
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(36, marks=pytest.mark.slow)])
+def test_our_refused_client_with_data_in_flight_always_says_why(
+    made: Path, serve: Callable[..., Server], reasons: list[Reason], count: int
+) -> None:
+    server = serve("-k", str(made / "keys/server"))
+    # Our client always has a certificate.
+    refused = [reasons[1 + number % 2] for number in range(count)]
+
+    def come(reason: Reason) -> subprocess.CompletedProcess[str]:
+        assert reason.keys
+        return client(server.port, reason.keys, "a" * 65535, "hola")
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(come, refused))
+    for reason, result in zip(refused, results, strict=True):
         assert (result.returncode, result.stdout) == (1, ""), result
-        assert result.stderr.count("\n") == 1 and words in result.stderr, result.stderr
+        assert result.stderr.count("\n") == 1 and reason.alert in result.stderr, result.stderr
         assert "refused by localhost port" in result.stderr
-
-    wait_for(server, lambda: len(complaints(server, start)) == count + scripts)
-    expected = Counter(task[2] for task in tasks)
-    expected.update(reasons[1 + number % 2][2] for number in range(scripts))
-    lines = complaints(server, start)
-    assert {words: sum(words in line for line in lines) for words in expected} == dict(
-        expected
-    )
+    logged(server, [reason.words for reason in refused])
 
 
-# --- Hostile servers ----------------------------------------------------------------------------
+def logged(server: Server, expected: Sequence[str]) -> None:
+    """Require one complaint of a server for each of the expected words."""
+    wait_for(server, lambda: len(complaints(server)) == len(expected))
+    lines = complaints(server)
+    for words, count in Counter(expected).items():
+        assert sum(words in line for line in lines) == count, lines
+
+
+# --- Hostile servers -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -1134,7 +1140,8 @@ def test_a_client_learns_why_from_a_server_that_resets_while_it_writes(
         for _ in range(count):
             result = client(port, made / "keys/client", "a" * 65535)
             assert (result.returncode, result.stdout) == (1, "")
-            line = f"{CLIENT.name}: error: refused by localhost port {port}: [a-z0-9 ]*alert unknown ca\n"
+            line = f"{CLIENT.name}: error: refused by localhost port {port}: "
+            line += "[a-z0-9 ]*alert unknown ca\n"
             assert re.fullmatch(line, result.stderr), result.stderr
 
 
@@ -1149,7 +1156,7 @@ def clients(
     tmp_path_factory: pytest.TempPathFactory,
     answering: ssl.SSLContext,
 ) -> Iterator[dict[str, Verdict]]:
-    """The client, with a timeout of one second or as it stands, against each hostile server at once."""
+    """The client, perhaps with a short timeout, against all hostile servers at once."""
     timeout: int = request.param
     settings = [f"script.TIMEOUT = {timeout}"] if timeout != 10 else []
     program = (
@@ -1199,7 +1206,7 @@ def test_a_client_of_a_slow_server_that_answers_in_time_is_answered(
     assert (process.returncode, out, err) == (0, "connected\nread: [hello]\n", "")
 
 
-# --- Text from the peer is untrusted -------------------------------------------------------------
+# --- Text from the peer is untrusted ---------------------------------------------------------
 
 
 def characters(*codes: int | range) -> list[bytes]:
@@ -1475,7 +1482,7 @@ def test_hostile_bytes_instead_of_tls_are_one_printable_line_on_both_sides(
     assert len(printable(result.stderr.encode())) == 1
 
 
-# --- So are the names in its certificate ---------------------------------------------------------
+# --- So are the names in its certificate -----------------------------------------------------
 
 UTF8 = [
     "x\nclosed",

@@ -1,4 +1,4 @@
-"""What the walk through the keys folder keeps, makes, verifies and refuses; and outside judges."""
+"""What the walk through the keys keeps, makes, verifies and refuses; and outside judges."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from folders import (
     complaints,
     drop,
     edit,
+    faults,
     fine,
     keep_only,
     later,
@@ -78,7 +79,7 @@ def crossed(with_cross: Path, tmp_path: Path) -> Path:
     return folder
 
 
-# --- What is made ---------------------------------------------------------------------------------
+# --- What is made ----------------------------------------------------------------------------
 
 
 def test_the_first_run_makes_exactly_these_files(made: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path: Path) -> Non
     assert not list(tmp_path.glob("keys/.*"))
 
 
-# --- What is kept ---------------------------------------------------------------------------------
+# --- What is kept ----------------------------------------------------------------------------
 
 
 def test_a_second_run_changes_nothing_and_asks_for_nothing(copy: Path) -> None:
@@ -387,7 +388,7 @@ def test_a_key_that_others_can_read_is_warned_about(copy: Path) -> None:
     assert tree(copy) == before
 
 
-# --- Many entries, several runs -------------------------------------------------------------------
+# --- Many entries, several runs --------------------------------------------------------------
 
 
 def begin(folder: Path) -> subprocess.Popen[str]:
@@ -403,13 +404,13 @@ def begin(folder: Path) -> subprocess.Popen[str]:
 
 
 def first_line(stream: IO[str] | None) -> str:
-    """Read one line and not a byte more: communicate() does not see what readline() took ahead."""
+    """Read one line and no more: communicate() does not see what readline() took ahead."""
     assert stream
     return b"".join(iter(lambda: os.read(stream.fileno(), 1), b"\n")).decode()
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    """Start a run as a user does: a signal between open() and with would be a ResourceWarning."""
+    """Start a run without warnings: a signal can come between open() and with."""
     return subprocess.Popen(
         [sys.executable, str(GENERATE)],
         cwd=folder,
@@ -491,7 +492,7 @@ def test_a_run_that_was_ended_is_taken_up_by_the_next(
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
-# --- A key that lives elsewhere -------------------------------------------------------------------
+# --- A key that lives elsewhere --------------------------------------------------------------
 
 
 def test_without_the_issuers_key_a_request_is_made_and_signed_later(copy: Path) -> None:
@@ -679,7 +680,7 @@ def test_a_folder_without_key_request_and_certificate_is_an_error(
     assert tree(copy) == before
 
 
-# --- What does not fit ----------------------------------------------------------------------------
+# --- What does not fit -----------------------------------------------------------------------
 
 
 def test_a_key_that_does_not_match_its_certificate_is_an_error(copy: Path) -> None:
@@ -808,7 +809,9 @@ def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
             if what == two:  # are made one
                 flip(path, decoded(path).index(bytes.fromhex("06032a0305")) + 4)
         before = tree(copy)
-        refused(generate(copy), "keys/client/cert.pem: is damaged, or not what its name says")
+        refused(
+            generate(copy), "keys/client/cert.pem: is damaged, or is not what its name says"
+        )
         assert tree(copy) == before, what
 
     x400 = "2.5.29.18 = DER:30:02:a3:00"
@@ -892,7 +895,9 @@ def test_damage_deep_inside_names_the_file(copy: Path, name: str) -> None:
 
 def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
     drop(copy / "keys", "master")
-    refused(generate(copy), "keys/server/cert.pem", "keys/client/cert.pem")
+    result = generate(copy)
+    faults(result, "keys/server/cert.pem", "keys/client/cert.pem")
+    assert "new to the nodes: master: copy crl.pem" in result.stderr
     drop(copy / "keys", "server", "client")
     fine(generate(copy))
 
@@ -921,10 +926,11 @@ def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(
         if first == "moved"
         else "unable to get local issuer certificate"
     )
-    for _ in range(2):
-        refused(
-            generate(copy), *(f"keys/{name}/cert.pem: {why}" for name in ("server", "client"))
-        )
+    failed = [f"keys/{name}/cert.pem: {why}" for name in ("server", "client")]
+    result = generate(copy)
+    faults(result, *failed)
+    assert "new to the nodes: sub: copy crl.pem" in result.stderr
+    refused(generate(copy), *failed)
     sub, made = (certificate(copy / "keys" / name / "cert.pem") for name in ("sub", "client2"))
     assert made.issuer == sub.subject
     fine(generate(copy, "--renew", "server", "client"))
@@ -980,7 +986,7 @@ def test_a_certificate_out_of_its_time_is_an_error(copy: Path) -> None:
     in_copies(copy, cases.items(), check)
 
 
-# --- Revocation lists -----------------------------------------------------------------------------
+# --- Revocation lists ------------------------------------------------------------------------
 
 
 def test_a_list_is_refreshed_in_the_last_third_of_its_life(tmp_path: Path) -> None:
@@ -1057,7 +1063,7 @@ def test_a_nodes_copy_is_read_as_often_however_many_cas_there_are(copy: Path) ->
         copy,
         lambda keys: keys.update({f"master{number}": keys["master"] for number in range(5)}),
     )
-    fine(generate(copy))
+    warned(generate(copy), "new to the nodes: master0, master1, master2, master3, master4: ")
     assert opened() == before > 0
 
 
@@ -1093,7 +1099,7 @@ def test_a_ca_without_key_and_list_gives_its_nodes_no_list(copy: Path, name: str
     crl = (keys / name / "crl.pem").read_bytes()
     keep_only(keys / name, "cert.pem")
     drop(keys, "server/crl.pem", "client/crl.pem")
-    warned(generate(copy), f"keys/{name}/crl.pem")
+    refused(generate(copy), f"keys/{name}/crl.pem: is missing")
     assert not [
         path for path in keys.glob("*/crl.pem") if path.parent.name in ("server", "client")
     ]
@@ -1113,7 +1119,7 @@ def test_a_revoked_certificate_is_an_error(copy: Path) -> None:
     fine(generate(copy))
 
 
-# --- A higher CA ----------------------------------------------------------------------------------
+# --- A higher CA -----------------------------------------------------------------------------
 
 
 def test_a_higher_ca_can_be_trusted_instead(crossed: Path, made: Path) -> None:
@@ -1169,7 +1175,7 @@ def test_a_higher_certificate_for_another_is_an_error(crossed: Path, whose: str)
     assert tree(crossed) == before
 
 
-# --- Outside judges -------------------------------------------------------------------------------
+# --- Outside judges --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

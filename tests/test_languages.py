@@ -1,4 +1,4 @@
-"""Recipes in several languages, each on its page, as clients of our server and as servers for our client."""
+"""Recipes in several languages, each on its page, as clients and servers of our scripts."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ WITHOUT_LISTS = (WOLFSSL, UV)  # as their pages say
 SILENT = (PYTHON,)  # asyncio logs no failed handshake
 # What programs say of a peer of another CA, of one with another name, and of a revoked one.
 REASONS = {
-    "strangers": "verify failed|get.(local.)?issuer|get.(certificate.)?CRL|trust anchors|BadSignature",
+    "strangers": "verify failed|get.(local.)?issuer|get.(certificate.)?CRL|trust anchors|"
+    "BadSignature",
     "renamed": "altnames: DNS:elsewhere|name matching localhost|not valid for|name mismatch",
     "revoked": "revoked",
 }

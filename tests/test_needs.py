@@ -1,4 +1,4 @@
-"""A test that lacks a program is skipped, and the run says what would run it; NO_SKIPS=1 fails it."""
+"""A test without its program is skipped, and its package named; NO_SKIPS=1 fails it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def test_that_pastes_a_block():
 def test_that_needs_nothing():
     needs("sh")
 """
-CLOSING = "Tests were skipped for want of programs. To run them: apt-get install gnutls-bin nginx-light\n"
+CLOSING = (
+    "Tests were skipped for want of programs. To run them: "
+    "apt-get install gnutls-bin nginx-light\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""What holds whenever a run is killed, fails to write, or meets others: no key lost, nothing half done.
+"""When a run is killed, fails to write, or meets others: no key is lost, nothing is half done.
 
-Most runs here are forked from a process that has imported the script, which saves its start-up. Each is
-held before main() begins, so that strace can take hold of it, and several can start together.
+Most runs here are forked from a process that has imported the script, to save its start-up.
+Each is held before main() begins: strace can take hold of it, and several can start together.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ KILLS = 15  # at moments spread over each case
 ROUNDS = 3  # of runs that start together
 
 
-# --- Runs without the start-up --------------------------------------------------------------------
+# --- Runs without the start-up ---------------------------------------------------------------
 
 
 class Fork(socketserver.StreamRequestHandler):
@@ -203,11 +203,11 @@ def until(condition: Callable[[], bool]) -> None:
         select.select([], [], [], 0.002)
 
 
-# --- What has to hold -----------------------------------------------------------------------------
+# --- What has to hold ------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
-    """Something to do: how a folder with all keys is prepared for it, and what it may change."""
+    """Something to do: how a folder with all keys is prepared, and what may change."""
 
     prepare: Callable[[Path], object]
     arguments: tuple[str, ...] = ()
@@ -276,7 +276,11 @@ SLOWLY = [
 KEPT = re.compile(
     "[^/.]+/(key|csr|cert|cross).pem|(root|master)/crl.pem|[^/.]+/issued/[^/.]+.pem"
 )
-BLOCK = b"-----BEGIN [A-Z0-9 ]+-----\n([A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n-----END [A-Z0-9 ]+-----\n"
+BLOCK = (
+    b"-----BEGIN [A-Z0-9 ]+-----\n"
+    b"([A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n"
+    b"-----END [A-Z0-9 ]+-----\n"
+)
 Files = dict[str, bytes]
 
 
@@ -291,7 +295,7 @@ def contents(keys: Path) -> Files:
 
 
 class Stock(NamedTuple):
-    """What must not be lost: the kept files, and each CA's list, its number and its entries."""
+    """What must not be lost: the kept files, and each CA's list, number and entries."""
 
     kept: Files
     lists: dict[str, tuple[int, set[int]]]
@@ -323,7 +327,7 @@ def require_nothing_lost(before: Stock, after: Stock, changes: Sequence[str] = (
 
 @functools.cache
 def public_key(pem: bytes, name: str) -> str:
-    """Return the public key of a certificate, or of a private key, which openssl must be able to read."""
+    """Return the public key of a certificate or a private key, which openssl must read."""
     if b"PRIVATE" in pem:
         phrase = "root" if name == "root" else "sros"
         return openssl("pkey", "-passin", f"pass:{phrase}", "-pubout", stdin=pem.decode())
@@ -363,7 +367,8 @@ def require_sound(keys: Path, before: Stock, case: Case) -> Stock:
         if key is not None:
             assert pem is None or public_key(key, folder) == public_key(pem, folder)
         if pem is not None and folder != "root" and case.prepare is not spoil:
-            record = f"{'root' if folder in CAS else 'master'}/issued/{folder}-{serial_number(pem):X}.pem"
+            issuer = "root" if folder in CAS else "master"
+            record = f"{issuer}/issued/{folder}-{serial_number(pem):X}.pem"
             assert files.get(record) == pem, f"{folder} is not on record"
     return now
 
@@ -401,7 +406,7 @@ VERDICTS: dict[tuple[bytes, ...], str] = {}
 
 
 def verify(folder: Path, *state: bytes) -> str:
-    """Have openssl verify a node's certificate by all that is in its folder; return what is wrong."""
+    """Have openssl verify a node's certificate by its own folder. Return what is wrong."""
     if state not in VERDICTS:
         command = [
             "openssl",
@@ -423,7 +428,7 @@ def verify(folder: Path, *state: bytes) -> str:
 
 
 def is_revoked(stock: Stock, name: str) -> bool:
-    """Return whether master's list has all certificates that were issued under a name, or none."""
+    """Return whether master's list has all certificates issued under a name, or none."""
     serials = [
         path[:-4].rpartition("-")[2]
         for path in stock.kept
@@ -434,7 +439,7 @@ def is_revoked(stock: Stock, name: str) -> bool:
 
 
 def require_next(hold: Hold, folder: Path, case: Case, before: Stock) -> None:
-    """Require the next run to find nothing lost and to complete the work: the same again, or a plain one."""
+    """Require the next run, the same or a plain one, to lose nothing and complete the work."""
     left = require_sound(folder / "keys", before, case)
     if case.arguments:
         copy = folder.with_name(f"{folder.name}-again")
@@ -458,7 +463,7 @@ def require_next(hold: Hold, folder: Path, case: Case, before: Stock) -> None:
         fine(result)
 
 
-# --- Many folders ---------------------------------------------------------------------------------
+# --- Many folders ----------------------------------------------------------------------------
 
 
 Prepare = Callable[[str], Path]
@@ -507,7 +512,7 @@ CALLS = (  # that write, on any architecture
 
 
 class Call(NamedTuple):
-    """A system call: which one of its kind in a run, and what it names below the keys folder."""
+    """A system call: which one of its kind in a run, and what it names under keys/."""
 
     kind: str
     ordinal: int
@@ -515,7 +520,7 @@ class Call(NamedTuple):
 
 
 def strace(held: Held, *options: str) -> tuple[Result, list[Call]]:
-    """Let a run go under strace; return what came of it, and which of the calls write to the folder."""
+    """Let a run go under strace. Return its result, and the calls that write to the folder."""
     log = held.out.with_name(f"{held.out.name}-calls")
     command = ["strace", "-y", "-s", "0", "-o", str(log), "-p", str(held.pid), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -557,7 +562,7 @@ Trace = Callable[[str], list[Call]]
 
 @pytest.fixture
 def trace(hold: Hold, prepared: Prepare, place: Path) -> Trace:
-    """Find the calls of a case that write to the folder, and the last one, that has all on disk."""
+    """Find a case's calls that write to the folder, and the last, which has all on disk."""
     needs("strace")
 
     def find(name: str) -> list[Call]:
@@ -577,7 +582,7 @@ def inject(held: Held, call: Call, what: str) -> tuple[Result, list[Call]]:
     return strace(held, *(part for option in options for part in ("-e", option)))
 
 
-# --- Killed ---------------------------------------------------------------------------------------
+# --- Killed ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SLOWLY)
@@ -619,13 +624,13 @@ def test_killed_at_any_moment_nothing_is_lost(
                 break
         require_next(hold, copy, case, before)
 
-    # A run reads and computes before it writes: the square root puts most of the moments later.
+    # A run reads and computes before it writes, so the square root puts most moments later.
     each_in_a_copy(
         prepared(name), place, [(point / KILLS) ** 0.5 for point in range(KILLS)], check
     )
 
 
-# --- What cannot be written -----------------------------------------------------------------------
+# --- What cannot be written ------------------------------------------------------------------
 
 
 ERRORS = {
@@ -750,7 +755,7 @@ def test_a_disk_that_cannot_be_written_is_an_error_and_stays_as_it_is(
             fine(hold(folder).go().end())  # with nothing to write, nothing is wrong
 
 
-# --- Several at once ------------------------------------------------------------------------------
+# --- Several at once -------------------------------------------------------------------------
 
 
 @contextmanager
@@ -904,7 +909,7 @@ def test_many_runs_that_are_killed_one_after_the_other_lose_nothing(
         require_next(hold, folder, CASES["the first run"], Stock({}, {}))
 
 
-# --- The means ------------------------------------------------------------------------------------
+# --- The means -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

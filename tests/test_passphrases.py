@@ -64,7 +64,7 @@ def answer(at: Terminal, variable: str, phrase: str) -> None:
     at.type(f"{phrase}\n")
 
 
-# --- What they encrypt ----------------------------------------------------------------------------
+# --- What they encrypt -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -106,7 +106,7 @@ def test_a_plain_key_is_kept_when_its_entry_gets_a_cipher_and_the_reverse_is_an_
     refused(generate(tmp_path), "keys/server/key.pem")
 
 
-# --- From the environment -------------------------------------------------------------------------
+# --- From the environment --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("missing", VARIABLES.values())
@@ -158,7 +158,7 @@ def test_a_wrong_one_for_a_node_is_a_line_for_the_node(copy: Path) -> None:
     refused(result, "keys/server/key.pem", "keys/client/key.pem")
 
 
-# --- Typed ----------------------------------------------------------------------------------------
+# --- Typed -----------------------------------------------------------------------------------
 
 
 def test_each_is_asked_for_twice_for_new_keys_and_never_shown(tmp_path: Path) -> None:

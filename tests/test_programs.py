@@ -1,4 +1,4 @@
-"""Other programs with a node's folder, by the recipes of their pages; each beside those it refuses."""
+"""Other programs with a node's folder, by their pages' recipes; and whom each refuses."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ RECIPES = {
 }
 RECIPES["Caddy"] += (LENT,)
 
-# A change of a recipe, whom it lets in (a stranger with a certificate, or anyone without one), and the name
-# or address that they call the server by.
+# A change of a recipe, whom it lets in (True: a stranger with a certificate, False: anyone
+# without one), and the name or address that they call the server by.
 WARNINGS = (
     ("OpenSSL", " -verify_return_error", "", True, "localhost"),
     ("GnuTLS", " --verify-client-cert", "", True, "localhost"),
@@ -96,7 +96,8 @@ WARNINGS = (
 LISTS = {"client": ("curl", "Wget"), "server": ("OpenSSL", "GnuTLS", "nginx")}
 
 # A browser that root runs, and that leaves the network alone.
-FLAGS = "--no-sandbox --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+FLAGS = "--no-sandbox --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
 
 Serve = Callable[..., Server]
 Copy = Callable[[Path], Path]
@@ -142,7 +143,7 @@ def home(place: Path) -> dict[str, str]:
 
 
 def call(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
-    """Have a program ask the server at a port, by its recipe, with the client's keys of a folder."""
+    """Have a program ask the server at a port, by its recipe, with the client's keys."""
     text = "".join(recipe(name, marker, "sh") for marker in CLIENTS[name])
     if name != "Caddy":
         return paste(
@@ -161,7 +162,7 @@ def call(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
 def serving(
     name: str, place: Path, old: str = "", new: str = ""
 ) -> Iterator[tuple[int, Path]]:
-    """Run a program as a server with a folder's keys, perhaps a changed recipe; yield port and log."""
+    """Run a program as a server, perhaps by a changed recipe. Yield port and log."""
     program, port = SERVERS[name], free_port()
     if name == "nginx":
         needs_package("libnginx-mod-stream")
@@ -178,12 +179,12 @@ def serving(
 
 
 def ask(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
-    """Ask a program that serves: with our client or, where it answers whole requests only, with curl."""
+    """Ask a program that serves: with our client, or curl where only HTTP is answered."""
     return call("curl", place, port) if name == "NSS" else client(port, place / "keys/client")
 
 
 def told(keys: Path, port: int, *, certified: bool, host: str = "localhost") -> bytes:
-    """What a server tells a client with or without its certificate, called by a name or address."""
+    """What a server tells a client, with or without its certificate, by a name or address."""
     context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
     if certified:
         context.load_cert_chain(

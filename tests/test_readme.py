@@ -1,4 +1,4 @@
-"""The commands and transcripts of the pages, run as they stand (on a free port instead of 8443)."""
+"""The commands and transcripts of the pages, run as they stand (but on a free port)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 
 
 def markers_of(path: str) -> list[str]:
-    """What is known of a page's shell blocks by the tests that run them, here and in other files."""
+    """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
     for recipes in (test_programs.RECIPES, test_languages.RECIPES, test_robots.RECIPES):
         for name, known in recipes.items():
@@ -348,7 +348,9 @@ def test_the_tables_name_every_key_type_and_field_that_the_script_knows(
         (tmp_path / "sros_config.yml").write_text(text.replace(old, new, 1))
         result = run(sys.executable, ROOT / "simple_key_generation.py", cwd=tmp_path)
         return {
-            *re.findall(pattern, result.stderr.partition(" there are ")[2] or result.stderr)
+            *re.findall(
+                pattern, result.stderr.partition(" the known ones are ")[2] or result.stderr
+            )
         }
 
     def told(row: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What robots talk by, with a node's folder: DDS (ROS 2), MQTT, gRPC, and a database to log into.
+"""What robots talk by, with a node's folder: DDS (ROS 2), MQTT, gRPC, and a database.
 
 Each test pastes the blocks of a recipe's page, and shows an exchange beside its
 refusal.
@@ -71,7 +71,7 @@ def wait_for(log: Path, text: str, start: int = 0) -> None:
 
 @contextmanager
 def handed_over(keys: Path, place: str, user: str) -> Iterator[tuple[Path, list[str]]]:
-    """A folder of a service's own with a copy of its keys, and what a command starts with to be its user."""
+    """A service's own folder with a copy of its keys, and a command's start as its user."""
     root = os.geteuid() == 0
     with (
         tempfile.TemporaryDirectory() as name
@@ -88,14 +88,14 @@ def handed_over(keys: Path, place: str, user: str) -> Iterator[tuple[Path, list[
 
 
 def replace_list(source: Path, target: Path, log: Path, pid: int, says: str) -> None:
-    """Hand a newer revocation list to a service, in place, and wait until it says that it read it."""
+    """Hand a newer revocation list to a service, in place, and wait until it has read it."""
     seen = len(log.read_text())
     (target / "crl.pem").write_bytes((source / "crl.pem").read_bytes())
     os.kill(pid, signal.SIGHUP)
     wait_for(log, says, seen)
 
 
-# --- DDS ----------------------------------------------------------------------------------------------------
+# --- DDS -------------------------------------------------------------------------------------
 
 DDS_PAGE = (ROOT / "tests/recipes/ros2-dds.md").read_text()
 DDS_FILES = ROOT / "tests/recipes/ros2-dds"
@@ -119,14 +119,14 @@ RECIPES = {
     "mosquitto": (BROKER, PUBLISH, SUBSCRIBE),
     "PostgreSQL": (QUERY,),
 }
-# The page's table of who is refused: the participant, who reports it, and what that one prints.
+# The page's table of who is refused: the participant, who reports it, and the printed words.
 REFUSALS = re.findall(
     r"^\| (.+) \| ((?:either|the other) side|the participant) \| `(.*)` \|$",
     DDS_PAGE,
     re.MULTILINE,
 )
-# A library that accepts its own documents, whoever signed them (0x20 is PKCS7_NOVERIFY). With it a
-# participant gets past its own checks, as an intruder would, and is judged by the other side alone.
+# A library that accepts its own documents, whoever signed them (0x20 is PKCS7_NOVERIFY). With
+# it a participant passes its own checks, as an intruder would. Only the other side judges it.
 TRUSTING = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -156,8 +156,8 @@ def dds_file(name: str) -> str:
 def without_measures(two_cas: bool, purposes: bool) -> dict[str, Change]:
     """How to change the page's files so that they take one of its measures, or neither.
 
-    The measures are the second CA and the nodes' extendedKeyUsage. Without both, the files are those
-    of release 1.0.
+    The measures are the second CA and the nodes' extendedKeyUsage. Without both, the files are
+    those of release 1.0.
     """
 
     def hierarchy(text: str) -> str:
@@ -180,7 +180,7 @@ def without_measures(two_cas: bool, purposes: bool) -> dict[str, Change]:
 
 
 def make_enclaves(folder: Path, **changes: Change) -> Path:
-    """Follow the page in a folder as far as the enclaves, with its files changed if need be."""
+    """Follow the page as far as the enclaves, with its files changed if need be."""
     prepare(folder)
     copied = folder / "tests/recipes/ros2-dds"
     shutil.copytree(DDS_FILES, copied)
@@ -243,10 +243,10 @@ Join = Callable[..., AbstractContextManager[Path]]
 
 @pytest.fixture
 def join(domain: int, enclaves: Path) -> Join:
-    """Have a participant talk or listen, by the page's commands, with an enclave of some folder.
+    """Have a participant talk or listen, by the page's commands, with some folder's enclave.
 
-    The prefix is what the command starts with, such as a changed clock. The topic is one of those
-    that ddsperf knows; KS is its default.
+    The prefix is what the command starts with, such as a changed clock. The topic is one of
+    those that ddsperf knows; KS is its default.
     """
 
     def start(
@@ -292,14 +292,14 @@ def hour(hours: int) -> datetime:
 
 
 def grant(node: str, *, begins: datetime | None = None, ends: datetime | None = None) -> str:
-    """The page's grant for a node, good since yesterday and for an hour if nothing else is said."""
+    """The page's grant for a node, by default from yesterday until an hour from now."""
     text = dds_file("permissions.xml").replace("NODE", node)
     text = text.replace("BEGINS", f"{begins or hour(-24):%Y-%m-%dT%H:%M:%S}")
     return text.replace("ENDS", f"{ends or hour(1):%Y-%m-%dT%H:%M:%S}")
 
 
 def narrowed(text: str) -> str:
-    """A grant for one topic with data, instead of all, and for what the test program needs beside it."""
+    """A grant for one topic with data, and for what the test program needs beside it."""
     topics = ("DDSPerfRDataKS", "DDSPerfRPing*", "DDSPerfRPong*", "DDSPerfCPUStats")
     return text.replace(
         "<topic>DDSPerf*</topic>", "".join(f"<topic>{topic}</topic>" for topic in topics)
@@ -370,7 +370,7 @@ def granted_other_topics(fleet: Fleet, enclave: Path, role: str) -> str:
 
 
 def take_name(fleet: Fleet, enclave: Path, node: str) -> None:
-    """Give an enclave the certificate and the key of some node, and a list without revocations."""
+    """Give an enclave a node's certificate and key, and a list without revocations."""
     for file in ("cert.pem", "key.pem"):
         shutil.copy(fleet.enclaves / "keys" / node / file, enclave)
     shutil.copy(fleet.enclaves / "old.pem", enclave / "crl.pem")
@@ -381,8 +381,8 @@ def write_grant(enclave: Path, text: str, signer: Path) -> None:
     (enclave / "permissions.p7s").write_text(sign(text, signer))
 
 
-# How to make each participant of the page's table from an enclave that is in order. Each function
-# returns what the participant's command starts with.
+# How to make each participant of the page's table from an enclave that is in order. Each
+# function returns what the participant's command starts with.
 INTRUDERS: dict[str, Callable[[Fleet, Path, str], str]] = {
     "of another CA": alien,
     "revoked": revoked,
@@ -705,8 +705,8 @@ def test_changing_over_from_release_1_closes_the_hole_in_every_new_enclave(
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout.count(" kept ") == 4
 
-    # A participant with the old enclave refuses one with a new enclave, and still believes a node
-    # that grants itself permissions.
+    # A participant with the old enclave refuses one with a new enclave, and still believes a
+    # node that grants itself permissions.
     with join("listener", tmp_path / "old/listener") as listener:
         with join("talker", folder=tmp_path) as talker:
             poll(lambda: matches(listener, "self-signed"), lambda: printed(talker, listener))
@@ -780,7 +780,7 @@ def test_cyclone_dds_verifies_no_chain_with_an_intermediate_ca(
         wait_for(log, "unable to get local issuer certificate")
 
 
-# --- gRPC ---------------------------------------------------------------------------------------------------
+# --- gRPC ------------------------------------------------------------------------------------
 
 
 @pytest.mark.grpc
@@ -819,12 +819,12 @@ def test_grpc_calls_are_between_nodes_and_refused_to_strangers(
         assert refused.returncode == 1 and "CERTIFICATE_VERIFY_FAILED" in refused.stderr
 
 
-# --- MQTT ---------------------------------------------------------------------------------------------------
+# --- MQTT ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def fleets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The hierarchy with the page's nodes for MQTT, and the same by another CA, who trusts this one."""
+    """The hierarchy with the page's nodes for MQTT, and another CA's, which trusts it."""
     folders = tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("strange")
     for folder in folders:
         prepare(folder)
@@ -841,7 +841,7 @@ def fleets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextmanager
 def broker(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
-    """The page's broker with a copy of its keys: where those are, what it prints, its process."""
+    """The page's broker with a copy of its keys: its folder, log and process."""
     with handed_over(keys / "keys/broker", "keys/broker", "mosquitto") as (folder, _):
         configuration = recipe("mosquitto", "require_certificate", "conf")
         (folder / "mosquitto.conf").write_text(configuration.replace("8443", str(port)))
@@ -890,39 +890,26 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
         wait_for(log, "alert unknown ca")
 
 
-# --- PostgreSQL ---------------------------------------------------------------------------------------------
+# --- PostgreSQL ------------------------------------------------------------------------------
 
 
 @contextmanager
 def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
-    """The page's server in a cluster of its own: its copy of the keys, what it prints, its process."""
+    """The page's server in its own cluster: its copy of the keys, its log and process."""
     needs("psql")
-    installed = max(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
-    )
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    newest = max(versions, key=lambda path: int(path.parent.name))
     with handed_over(keys / "keys/server", "server", "postgres") as (folder, prefix):
         cluster = folder / "cluster"
-        postgres = [*prefix, str(installed / "postgres")]
-        subprocess.run(
-            [
-                *prefix,
-                str(installed / "initdb"),
-                "-D",
-                str(cluster),
-                "-U",
-                "postgres",
-                "--no-sync",
-            ],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
+        postgres = [*prefix, str(newest / "postgres")]
+        create = [*prefix, str(newest / "initdb"), "-D", str(cluster), "-U", "postgres"]
+        create += ["--no-sync"]
+        subprocess.run(create, cwd=folder, check=True, capture_output=True)
         (folder / "server").rename(cluster / "server")
         with (cluster / "postgresql.conf").open("a") as file:
             file.write(recipe("PostgreSQL", "ssl = on", "ini").replace("8443", str(port)))
-            file.write(
-                "unix_socket_directories = ''\n"
-            )  # those of the system are another cluster's
+            # The system's are another cluster's.
+            file.write("unix_socket_directories = ''\n")
         (cluster / "pg_hba.conf").write_text(recipe("PostgreSQL", "hostssl", "conf"))
         subprocess.run(
             [*postgres, "--single", "-D", str(cluster), "postgres"],
@@ -941,6 +928,30 @@ def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
                 poll(lambda: not lock.exists(), log.read_text)
 
 
+VERIFY_FAILED = "certificate verify failed"
+# What a node changes in its service file, and what the server then says.
+LOGINS = [
+    (
+        None,
+        r"sslcert=.*\nsslkey=.*\n",
+        "",
+        "connection requires a valid client certificate",
+    ),
+    (
+        None,
+        "user=client",
+        "user=postgres",
+        'certificate authentication failed for user "postgres"',
+    ),
+    (
+        None,
+        "=TLSv1.3",
+        "=TLSv1.2\nssl_max_protocol_version=TLSv1.2",
+        "unsupported protocol",
+    ),
+]
+
+
 @pytest.mark.postgresql
 def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
     made: Path, strangers: Path, tmp_path: Path
@@ -957,36 +968,13 @@ def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
     service = (own / "pg_service.conf").read_text()
     with database(own, port) as (keys, log, pid):
         assert run_block(own, query) == "client\n"
-        assert (
-            run_block(own, query.replace("current_user", "version FROM pg_stat_ssl")).strip()
-            == "TLSv1.3"
-        )
-        refusals = [
-            (strange, "", "", "certificate verify failed"),
-            (
-                own,
-                r"sslcert=.*\nsslkey=.*\n",
-                "",
-                "connection requires a valid client certificate",
-            ),
-            (
-                own,
-                "user=client",
-                "user=postgres",
-                'certificate authentication failed for user "postgres"',
-            ),
-            (
-                own,
-                "=TLSv1.3",
-                "=TLSv1.2\nssl_max_protocol_version=TLSv1.2",
-                "unsupported protocol",
-            ),
-        ]
-        for folder, old, new, says in refusals:
-            (folder / "pg_service.conf").write_text(
-                re.sub(old, new, service) if old else service
-            )
-            refused = paste(folder, query, port)
+        version = query.replace("current_user", "version FROM pg_stat_ssl")
+        assert run_block(own, version).strip() == "TLSv1.3"
+        for folder, old, new, says in [(strange, "", "", VERIFY_FAILED), *LOGINS]:
+            place = folder or own
+            changed = re.sub(old, new, service) if old else service
+            (place / "pg_service.conf").write_text(changed)
+            refused = paste(place, query, port)
             assert refused.returncode != 0 and not refused.stdout, says
             wait_for(log, says)
         elsewhere = "host=elsewhere\nhostaddr=127.0.0.1"
@@ -1001,4 +989,4 @@ def test_a_node_logs_into_postgresql_by_its_name_and_a_stranger_does_not(
         assert "certificate revoked" in paste(own, query, port).stderr
     with database(strange, port):
         refused = paste(own, query, port)
-        assert refused.returncode != 0 and "certificate verify failed" in refused.stderr
+        assert refused.returncode != 0 and VERIFY_FAILED in refused.stderr

@@ -1,4 +1,4 @@
-"""The shipped sros_config.yml: every example in it works when its comment signs are removed."""
+"""The shipped sros_config.yml: every example works when its comment signs are removed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,288 @@
+"""A dry run prints what the run that follows it prints, and changes nothing: -n, --dry-run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import (
+    DEADLINE,
+    GENERATE,
+    PHRASES,
+    Terminal,
+    configure,
+    environment,
+    generate,
+    run,
+)
+from folders import add_client2, drop, edit, keep_only, later, record, seldom, tree
+from needs import needs
+from programs import poll
+
+# --- The same lines, and nothing written -----------------------------------------------------
+
+
+class Case(NamedTuple):
+    """A folder, and a run on it."""
+
+    prepare: Callable[[Path], object]  # changes a copy of the keys that the shipped YAML makes
+    arguments: tuple[str, ...] = ()
+    when: str = "now"
+    wrong: int = 0  # the exit status
+
+
+def nothing(folder: Path) -> None:
+    """Leave a folder as it is."""
+
+
+def start_again(folder: Path) -> None:
+    """Remove all keys."""
+    drop(folder, "keys")
+
+
+def ask_elsewhere(folder: Path) -> None:
+    """Have a new node's issuer elsewhere."""
+    add_client2(folder)
+    drop(folder, "keys/master/key.pem")
+
+
+def be_asked(folder: Path) -> None:
+    """Have a request to be signed."""
+    ask_elsewhere(folder)
+    shutil.copy(folder / "keys/root/key.pem", folder / "stick.pem")
+    generate(folder)
+    drop(folder, "keys/client2/key.pem")
+    fetch = folder.parent / "fetched"
+    shutil.copytree(folder.parent / "origin/keys/master", fetch)
+    shutil.copy(fetch / "key.pem", folder / "keys/master/key.pem")
+
+
+def damage(folder: Path) -> None:
+    """Damage the certificate of a CA, so that nothing below can be made."""
+    add_client2(folder)
+    (folder / "keys/master/cert.pem").write_text("damaged")
+
+
+def break_root(folder: Path) -> None:
+    """Have a root that fails to verify, above a list that can still be extended."""
+    (folder / "keys/root/cert.pem").write_text("damaged")
+
+
+def leave_parts(folder: Path) -> None:
+    """Have what a killed run leaves, in a folder with nothing else and elsewhere."""
+    keep_only(folder / "keys/server")
+    (folder / "keys/server/.cert.pem.part").write_text("half")
+    (folder / "keys/master/issued/.server-1.pem.part").write_text("half")
+    (folder / "keys/.client2.part").mkdir()
+
+
+def lose_the_derived(folder: Path) -> None:
+    """Have derived files that are lost or out of date."""
+    drop(folder, "keys/server/ca.pem", "keys/client/crl.pem", "keys/master/crl.pem")
+    (folder / "keys/client/fullchain.pem").write_text("")
+
+
+def put_a_file(folder: Path) -> None:
+    """Have a file in place of the keys folder."""
+    drop(folder, "keys")
+    (folder / "keys").write_text("")
+
+
+def link_nowhere(folder: Path) -> None:
+    """Have a link to an absent stick in place of the keys folder."""
+    drop(folder, "keys")
+    (folder / "keys").symlink_to("/media/stick/absent")
+
+
+def forget_a_record(folder: Path) -> None:
+    """Have a node that is not on record."""
+    record(folder / "keys", "server").unlink()
+
+
+def change_the_ca(folder: Path) -> None:
+    """Change master's subject, which its children name."""
+    edit(folder, lambda keys: keys["master"]["subject"].update(organizationName="Other"))
+
+
+def revoke_master(folder: Path) -> None:
+    """Have a CA that is revoked, and a warning that only those who get its list are given."""
+    generate(folder, "--revoke", "master")
+    (folder / "keys/client/key.pem").chmod(0o644)
+
+
+def leave_a_request(folder: Path) -> None:
+    """Have a request that a renewal left, whose issuer's key was elsewhere."""
+    (folder / "keys/master/key.pem").rename(folder / "stick.pem")
+    generate(folder, "--renew", "server")
+    (folder / "stick.pem").rename(folder / "keys/master/key.pem")
+    assert (folder / "keys/server/csr.pem").exists()
+
+
+def many(folder: Path) -> None:
+    """Add enough nodes for lines to be counted, one of them with an RSA key."""
+
+    def change(keys: dict[str, Any]) -> None:
+        nodes = keys["nodes"]
+        for number in range(6):
+            nodes[f"client{number}"] = nodes["client"]
+        nodes["rsa"] = {**nodes["client"], "key": "rsa:2048"}
+
+    edit(folder, change)
+
+
+CASES = {
+    "all-is-new": Case(start_again),
+    "nothing-to-do": Case(nothing),
+    "a-node-is-new": Case(add_client2),
+    "many-are-new": Case(many),
+    "renew": Case(nothing, ("--renew", "server", "master")),
+    "renew-what-is-due": Case(nothing, ("--renew",), "+300 days"),
+    "renewal-is-refused": Case(change_the_ca, ("--renew", "master"), wrong=1),
+    "all-is-due": Case(nothing, (), "+300 days"),
+    "all-has-expired": Case(nothing, (), "+4000 days", wrong=1),
+    "revoke-a-node": Case(nothing, ("--revoke", "server")),
+    "revoke-a-ca": Case(nothing, ("--revoke", "master", "--reason", "keyCompromise")),
+    "revoke-below-a-broken-root": Case(break_root, ("--revoke", "server"), wrong=1),
+    "revoke-below-a-revoked-ca": Case(revoke_master, ("--revoke", "server"), wrong=1),
+    "request-was-left": Case(leave_a_request, ("--renew", "server")),
+    "request-is-made": Case(ask_elsewhere, wrong=1),
+    "request-is-signed": Case(be_asked),
+    "ca-is-damaged": Case(damage, wrong=1),
+    "parts-are-left": Case(leave_parts),
+    "derived-is-lost": Case(lose_the_derived),
+    "record-is-lost": Case(forget_a_record),
+    "keys-is-a-file": Case(put_a_file, wrong=1),
+    "keys-leads-nowhere": Case(link_nowhere, wrong=1),
+    "name-is-unknown": Case(nothing, ("--renew", "robot"), wrong=2),
+    "quiet": Case(damage, ("-q",), wrong=1),
+}
+OFTEN = (
+    "all-is-new",
+    "renew",
+    "revoke-a-ca",
+    "revoke-below-a-revoked-ca",
+    "request-was-left",
+    "parts-are-left",
+)
+
+
+@pytest.mark.parametrize("name", seldom(CASES, *(CASES.keys() - {*OFTEN})))
+def test_a_dry_run_has_the_lines_and_the_status_of_the_run_that_follows(
+    made: Path, tmp_path: Path, name: str
+) -> None:
+    case, folder = CASES[name], tmp_path / "case"
+    shutil.copytree(made, tmp_path / "origin", symlinks=True)
+    shutil.copytree(made, folder, symlinks=True)
+    case.prepare(folder)
+    before = tree(folder)
+    dry = later(folder, case.when, "-n", *case.arguments)
+    assert tree(folder) == before
+    real = later(folder, case.when, *case.arguments)
+    assert (dry.returncode, dry.stdout, dry.stderr) == (case.wrong, real.stdout, real.stderr)
+    assert dry.returncode == real.returncode
+    assert real.stdout + real.stderr, "a case in which there is nothing to compare"
+
+
+def test_the_long_name_does_the_same(tmp_path: Path) -> None:
+    configure(tmp_path)
+    dry = generate(tmp_path, "--dry-run")
+    assert os.listdir(tmp_path) == ["sros_config.yml"]
+    assert (dry.stdout, dry.stderr) == (generate(tmp_path).stdout, "")
+
+
+# --- No call writes --------------------------------------------------------------------------
+
+WRITES = (
+    "?mkdir,?mkdirat,?open,?openat,?openat2,?creat,?write,?writev,?pwrite64,?rename,?renameat,"
+    "?renameat2,?unlink,?unlinkat,?rmdir,?link,?linkat,?symlink,?symlinkat,?chmod,?fchmod,"
+    "?fchmodat,?chown,?fchown,?fchownat,?truncate,?ftruncate,?utimensat,?sync,?fsync,?syncfs"
+)
+READING = re.compile(r"open(at2?)?\(.*O_RDONLY")
+
+
+def writing_calls(folder: Path, *arguments: str) -> list[str]:
+    """Return the system calls of a run that write below its keys folder, or sync the disk."""
+    needs("strace")
+    log = folder.with_name("calls")
+    # -y adds the path of each descriptor. Python then needs no file of its own.
+    command = ("strace", "-f", "-y", "-o", log, "-e", f"trace={WRITES}")
+    run(*command, sys.executable, "-B", GENERATE, *arguments, cwd=folder, env=PHRASES)
+    calls = []
+    for line in log.read_text().splitlines():
+        call = line.partition(" ")[2].strip()
+        if READING.match(call) and "O_CREAT" not in call:
+            continue
+        if "sync(" in call or re.search(r'["/]keys["/>]', call):
+            calls.append(call)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["all-is-new", "renew", "revoke-a-node", "parts-are-left"])
+def test_no_system_call_of_a_dry_run_writes(copy: Path, name: str) -> None:
+    case = CASES[name]
+    case.prepare(copy)
+    assert writing_calls(copy, "-n", *case.arguments) == []
+    assert len(writing_calls(copy, *case.arguments)) > 3
+
+
+# --- Questions and the lock ------------------------------------------------------------------
+
+
+def questions(folder: Path, *arguments: str) -> list[str]:
+    """Run at a terminal, answer each question for a pass phrase, and return the questions."""
+    terminal = Terminal(sys.executable, GENERATE, *arguments, cwd=folder)
+    asked = 0
+    while terminal.read():
+        prompts = re.findall(r"^.*\((\w+)\): ", terminal.seen, re.MULTILINE)
+        if len(prompts) > asked:
+            asked += 1
+            terminal.type(f"{PHRASES[prompts[-1]]}\n")
+    assert terminal.finish() == 0, terminal.seen
+    return [line for line in terminal.seen.splitlines() if "pass phrase" in line]
+
+
+@pytest.mark.parametrize("name", ["all-is-new", "a-node-is-new", "nothing-to-do"])
+def test_a_dry_run_asks_for_the_same_pass_phrases(copy: Path, name: str) -> None:
+    case = CASES[name]
+    case.prepare(copy)
+    asked = questions(copy, "-n", *case.arguments)
+    assert asked == questions(copy, *case.arguments)
+    assert bool(asked) == (name != "nothing-to-do")
+
+
+@contextmanager
+def lock(keys: Path, kind: int) -> Iterator[None]:
+    """Hold a lock on the keys folder."""
+    descriptor = os.open(keys, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def test_dry_runs_share_the_lock_and_wait_for_a_run_that_writes(copy: Path) -> None:
+    with lock(copy / "keys", fcntl.LOCK_SH):
+        assert generate(copy, "-n").stderr == ""
+    waiting = f"{GENERATE.name}: waiting for another run on keys\n"
+    for kind, arguments in ((fcntl.LOCK_EX, ["-n"]), (fcntl.LOCK_SH, [])):
+        with (copy / "err").open("w+") as err:
+            with lock(copy / "keys", kind):
+                process = subprocess.Popen(
+                    [sys.executable, GENERATE, "-q", *arguments],
+                    cwd=copy,
+                    env=environment(PHRASES),
+                    stderr=err,
+                )
+                poll(lambda: (copy / "err").read_text() == waiting, lambda: "no line")
+                assert process.poll() is None
+            assert process.wait(DEADLINE) == 0

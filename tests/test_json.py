@@ -1,0 +1,259 @@
+"""What --json prints, field by field, beside what openssl and the files themselves say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import GENERATE, configure, generate, openssl
+from folders import add_client2, changed, complaints, drop, edit, fine, later, tree
+
+Object = dict[str, Any]
+
+FIELDS = (
+    "name",
+    "issuer",
+    "state",
+    "key",
+    "serial",
+    "notBefore",
+    "notAfter",
+    "due",
+    "crlNumber",
+    "nextUpdate",
+    "written",
+    "problems",
+)
+
+
+def objects(result: subprocess.CompletedProcess[str]) -> dict[str, Object]:
+    """Return what a run printed, by name."""
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert all(tuple(each) == FIELDS for each in found), found
+    return {each["name"]: each for each in found}
+
+
+# --- What openssl says -----------------------------------------------------------------------
+
+
+def printed(what: str, path: Path, *options: str) -> dict[str, str]:
+    """Return what openssl prints of a certificate or a list, as NAME=VALUE lines."""
+    text = openssl(what, "-in", path, "-noout", *options)
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def moment(text: str) -> str:
+    """Return a time such as `Nov 28 08:00:00 2026 GMT` as in RFC 3339."""
+    time = datetime.strptime(text, "%b %d %H:%M:%S %Y GMT")
+    return f"{time.isoformat()}Z"
+
+
+def key_of(path: Path) -> str:
+    """Return the key type in a certificate, as the configuration spells it."""
+    text = openssl("x509", "-in", path, "-noout", "-text")
+    curve = re.search(r"ASN1 OID: (\w+)", text)
+    bits = re.search(r"Public-Key: \((\d+) bit\)", text)
+    if curve is not None:
+        return f"ec:{curve[1]}"
+    if "rsaEncryption" in text and bits is not None:
+        return f"rsa:{bits[1]}"
+    found = re.search(r"Public Key Algorithm: (ED\d+)", text)
+    assert found is not None, text
+    return found[1].lower()
+
+
+def check_certificate(keys: Path, found: Object) -> None:
+    """Compare an object with the certificate in its folder."""
+    path = keys / found["name"] / "cert.pem"
+    values = printed("x509", path, "-serial", "-startdate", "-enddate")
+    assert found["serial"] == values["serial"]
+    assert found["notBefore"] == moment(values["notBefore"])
+    assert found["notAfter"] == moment(values["notAfter"])
+    assert found["key"] == key_of(path)
+    issuer = keys / (found["issuer"] or found["name"]) / "cert.pem"
+    openssl("verify", "-partial_chain", "-no_check_time", "-trusted", issuer, path)
+
+
+def check_list(keys: Path, found: Object, is_ca: bool) -> None:
+    """Compare an object with the list in a CA's folder."""
+    if not is_ca:
+        assert (found["crlNumber"], found["nextUpdate"]) == (None, None)
+        return
+    path = keys / found["name"] / "crl.pem"
+    values = printed("crl", path, "-crlnumber", "-nextupdate")
+    assert found["crlNumber"] == int(values["crlNumber"], 16)
+    assert found["nextUpdate"] == moment(values["nextUpdate"])
+
+
+def check(folder: Path, found: dict[str, Object]) -> None:
+    """Compare all objects with what openssl says."""
+    for each in found.values():
+        check_certificate(folder / "keys", each)
+        check_list(folder / "keys", each, (folder / "keys" / each["name"] / "issued").exists())
+
+
+def all_written(found: dict[str, Object]) -> set[str]:
+    """Return the paths of all files that a run says it wrote, each of them once."""
+    paths = [path for each in found.values() for path in each["written"]]
+    assert len(set(paths)) == len(paths)
+    return set(paths)
+
+
+# --- Every state -----------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """A run on the keys that the shipped configuration makes."""
+
+    prepare: Callable[[Path], object]
+    arguments: tuple[str, ...]
+    states: dict[str, str]
+    when: str = "now"
+
+
+def several_types(folder: Path) -> None:
+    """Add nodes with other types of keys."""
+
+    def change(keys: dict[str, Any]) -> None:
+        for name, key in (("rsa", "rsa:2048"), ("edwards", "ed25519")):
+            keys["nodes"][name] = {**keys["nodes"]["client"], "key": key, "digest": "sha256"}
+        del keys["nodes"]["edwards"]["digest"]
+
+    edit(folder, change)
+
+
+def be_revoked(folder: Path) -> None:
+    """Have a CA that is revoked."""
+    generate(folder, "--revoke", "master")
+
+
+def nothing(folder: Path) -> None:
+    """Leave a folder as it is."""
+
+
+CASES = {
+    "kept": Case(nothing, (), {"root": "kept", "server": "kept"}),
+    "made": Case(several_types, (), {"rsa": "made", "edwards": "made", "root": "kept"}),
+    "renewed": Case(nothing, ("--renew", "client"), {"client": "renewed", "server": "kept"}),
+    "revoked": Case(nothing, ("--revoke", "client"), {"client": "revoked", "root": "kept"}),
+    "due": Case(nothing, (), {"server": "kept", "root": "kept"}, "+300 days"),
+    "expired": Case(nothing, (), {"server": "failed", "root": "kept"}, "+400 days"),
+    "below": Case(be_revoked, (), {"master": "failed", "client": "left alone"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_field_is_what_openssl_and_the_files_say(copy: Path, name: str) -> None:
+    case = CASES[name]
+    case.prepare(copy)
+    before = tree(copy)
+    result = later(copy, case.when, "--json", *case.arguments)
+    found = objects(result)
+    assert case.states.items() <= {key: each["state"] for key, each in found.items()}.items()
+    check(copy, found)
+    assert all_written(found) == changed(before, tree(copy))
+    said = [problem for each in found.values() for problem in each["problems"]]
+    lines = [f"{GENERATE.name}: {each['kind']}: {each['text']}" for each in said]
+    assert set(lines) <= set(result.stderr.splitlines())
+    assert [line for line in result.stderr.splitlines() if "left alone" not in line] == [
+        *dict.fromkeys(lines)
+    ]
+
+
+def test_what_is_due_is_in_the_last_third_of_its_life_or_begins_in_the_future(
+    copy: Path,
+) -> None:
+    def due(when: str) -> dict[str, bool]:
+        return {
+            name: each["due"] for name, each in objects(later(copy, when, "--json")).items()
+        }
+
+    values = printed("x509", copy / "keys/server/cert.pem", "-startdate", "-enddate")
+    begins, ends = (
+        datetime.fromisoformat(moment(values[name]).replace("Z", "+00:00"))
+        for name in ("notBefore", "notAfter")
+    )
+    third = (ends - begins) * 2 / 3 - (datetime.now(timezone.utc) - begins)
+    hour = timedelta(hours=1)
+    assert due(f"+{(third - hour).total_seconds():.0f} seconds") == dict.fromkeys(
+        ("root", "master", "server", "client"), False
+    )
+    assert due(f"+{(third + hour).total_seconds():.0f} seconds") == {
+        "root": False,
+        "master": False,
+        "server": True,
+        "client": True,
+    }
+    assert due("-3 days")["server"]
+
+
+def test_what_cannot_be_read_is_null_and_its_problem_is_told(copy: Path) -> None:
+    (copy / "keys/server/cert.pem").write_text("damaged")
+    drop(copy / "keys", "client")
+    drop(copy / "keys", "master/key.pem")
+    result = generate(copy, "--json")
+    found = objects(result)
+    complaints(result, "error", 1)
+    for name in ("server", "client"):
+        each = found[name]
+        assert each["state"] == "failed"
+        assert {each[field] for field in FIELDS[3:10]} == {None}
+        assert [problem["kind"] for problem in each["problems"]] == ["error"]
+    assert found["client"]["written"] == ["keys/client/csr.pem", "keys/client/key.pem"]
+
+
+def test_a_name_that_steers_a_terminal_is_escaped(copy: Path) -> None:
+    path = copy / "a\x1b[31m"
+    (copy / "keys").rename(path)
+    shutil.copy(path / "client/key.pem", path / "server/key.pem")
+    result = generate(copy, "--json", "-k", path.name)
+    assert "\x1b" not in result.stdout + result.stderr
+    (problem,) = objects(result)["server"]["problems"]
+    assert "\x1b" in problem["text"]
+
+
+# --- With other options ----------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_no_numbers_and_times_of_what_is_new(copy: Path) -> None:
+    add_client2(copy)
+    arguments = ("--json", "--revoke", "server")
+    dry, real = (
+        objects(fine(generate(copy, "-n", *arguments))),
+        objects(fine(generate(copy, *arguments))),
+    )
+    new, master = real["client2"], real["master"]
+    for field in ("serial", "notBefore", "notAfter"):
+        assert new[field] is not None
+        new[field] = None
+    assert master["crlNumber"] == 2 and master["nextUpdate"] is not None
+    master["nextUpdate"] = None
+    # The name of the record's file has the serial number, too.
+    recorded = new["written"].pop(0)
+    assert re.fullmatch(r"keys/master/issued/client2-[0-9A-F]+\.pem", recorded)
+    assert dry == real
+
+
+def test_lines_are_not_counted_and_stay_in_the_order_of_the_tree(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        nodes = document["keys"]["nodes"]
+        nodes.update({f"client{number}": nodes["client"] for number in range(8)})
+
+    configure(tmp_path, change)
+    as_json = objects(fine(generate(tmp_path, "--json")))
+    text = fine(generate(tmp_path)).stdout
+    assert text.startswith("[ 1/12] ")
+    assert [*as_json] == re.findall(r"\] +(\S+)", text)
+
+
+def test_an_object_per_entry_and_no_output_exclude_each_other(copy: Path) -> None:
+    result = generate(copy, "--json", "-q")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "not allowed with argument" in result.stderr
