@@ -650,7 +650,7 @@ def answer_to_http(line: bytes) -> bytes:
 
 def close_politely(connection: ssl.SSLSocket) -> None:
     """Close so that the client can read our last answer, or the alert. Raises OSError."""
-    # Send close_notify, and don't wait for the client's. This fails if the handshake has failed.
+    # Send close_notify, and don't wait for the client's. This fails after a failed handshake.
     connection.setblocking(False)
     with suppress(OSError, ValueError):
         connection.unwrap()
@@ -678,8 +678,12 @@ class Log:
 
     def put(self, text: str, stream: TextIO | None) -> None:
         """Have a line printed."""
-        if self.lines.qsize() < MAX_UNPRINTED:
+        waiting = self.lines.qsize()
+        if waiting < MAX_UNPRINTED:
             self.lines.put((text, stream))
+        elif waiting == MAX_UNPRINTED:
+            text = "simple_https_server.py: error: lines are lost: they are not read in time"
+            self.lines.put((text, sys.stderr))
 
     def complain(self, what: str, error: Exception) -> None:
         """Have an error line printed."""
@@ -692,7 +696,7 @@ class Log:
             try:
                 say(*line)
             except OSError as error:
-                # Go on serving. Complain once, not for every line.
+                # Go on serving. Complain once, and not for every line.
                 if not complained:
                     complain("cannot print", error)
                 complained = True
