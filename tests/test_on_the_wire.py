@@ -1,0 +1,705 @@
+"""What operators of mutual TLS reported, tried on server and client, each beside a twin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from conftest import (
+    CLIENT,
+    DEADLINE,
+    PHRASES,
+    SERVER,
+    Server,
+    Terminal,
+    ask,
+    client,
+    connect,
+    environment,
+    openssl,
+    run,
+)
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from folders import certificate
+from needs import needs, needs_root
+
+ANSWERED = "connected\nread: [hello]\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
+BAD = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+SOON = 4.0  # seconds, less than any time limit of the scripts
+RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def server(made: Path, serve: Serve) -> Server:
+    """A server with the shipped configuration's keys."""
+    return serve("-k", str(made / "keys/server"))
+
+
+def error_lines(server: Server) -> list[str]:
+    """Return what a server has printed on standard error since it listens."""
+    return server.err.read_text().splitlines()[1:]
+
+
+def decrypt(node: Path) -> None:
+    """Take the pass phrase off a node's key."""
+    phrase = f"pass:{PHRASES['SROS_PASSPHRASE']}"
+    openssl("pkey", "-in", node / "key.pem", "-passin", phrase, "-out", node / "plain.pem")
+    (node / "plain.pem").replace(node / "key.pem")
+
+
+def script(name: str, keys: Path) -> list[str | Path]:
+    """Return the command that runs a script with a folder, on a port that nobody serves."""
+    scripts = {"server": SERVER, "client": CLIENT}
+    return [sys.executable, scripts[name], "-k", keys / name, "--port", "0"]
+
+
+# --- HTTP ------------------------------------------------------------------------------------
+
+
+def read_all(connection: ssl.SSLSocket) -> bytes:
+    """Read until the server closes, as many HTTP clients do."""
+    connection.settimeout(SOON)
+    received = b""
+    with contextlib.suppress(ssl.SSLEOFError):
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", OK + b"hello\n"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", OK + b"hello\n"),
+        (b"\r\nGET / HTTP/1.1\r\n\r\n", OK + b"hello\n"),
+        (b"\n\r\nM-SEARCH * HTTP/1.1\n\n", OK + b"hello\n"),
+        (b"HEAD / HTTP/1.1\r\n\r\n", OK),
+        (b"HEAD /x HTTP/1.0\n\n", OK),
+        (b"get / http/1.1\r\n\r\n", BAD),
+        (b"Get http://localhost/ Http/1.1\r\n\r\n", BAD),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BAD),
+        (b"GET / HTTP/3\r\n\r\n", BAD),
+        (b" GET  /a b HTTP/1.1 \r\n\r\n", BAD),
+        (b"\r\nget / http/1.1\r\n\r\n", BAD),
+    ],
+)
+def test_http_is_answered_and_closed_as_announced_without_an_error_line(
+    made: Path, server: Server, request_: bytes, answer: bytes
+) -> None:
+    with connect(server.port, made / "keys/client") as connection:
+        connection.sendall(request_)
+        begun = time.monotonic()
+        assert read_all(connection) == answer
+        assert time.monotonic() - begun < SOON
+    line = request_.decode().lstrip("\r\n").splitlines()[0]
+    assert server.printed(f"accepted\nread: [{line}]\nclosed\n")
+    assert error_lines(server) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET",
+        "GET /",
+        "I like HTTP/2",
+        "GET / HTTP",
+        "GET / HTTP/1.\N{ARABIC-INDIC DIGIT ONE}",
+        "",
+        "\r",
+        "HTTP/1.1 200 OK",
+    ],
+)
+def test_what_is_not_http_is_echoed(made: Path, server: Server, line: str) -> None:
+    with connect(server.port, made / "keys/client") as connection:
+        assert ask(connection, line.encode()) == line.encode()
+        assert ask(connection, b"hola") == b"hello"
+
+
+def test_a_client_that_leaves_before_its_hello_gets_other_words_than_a_cut_stream(
+    server: Server,
+) -> None:
+    for reset in (False, True):
+        raw = socket.create_connection(("127.0.0.1", server.port))
+        if reset:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        peer = f"127.0.0.1 port {raw.getsockname()[1]}"
+        raw.close()
+        assert server.complained(f"{peer}: before a ClientHello: ")
+    raw = socket.create_connection(("127.0.0.1", server.port))
+    raw.sendall(b"\x16\x03\x01")
+    raw.close()
+    assert server.complained("EOF")
+    assert len(error_lines(server)) == 3
+    assert sum("before a ClientHello" in line for line in error_lines(server)) == 2
+
+
+def test_a_line_ends_with_lf_or_cr_lf(made: Path, server: Server) -> None:
+    with connect(server.port, made / "keys/client") as connection:
+        assert ask(connection, b"hola\r") == b"hello"
+        assert ask(connection, b"hola") == b"hello"
+        assert ask(connection, b"hola\r\r") == b"hola\r\r"
+    result = client(server.port, made / "keys/client", "uno\r")
+    assert result.stdout == "connected\nread: [uno]\n"
+
+
+def test_the_client_does_not_take_the_rest_of_an_answer_for_the_next_one(
+    made: Path, server: Server
+) -> None:
+    result = client(server.port, made / "keys/client", "GET / HTTP/1.0", "hola")
+    assert (result.returncode, result.stdout) == (
+        1,
+        "connected\nread: [HTTP/1.1 200 OK]\n",
+    )
+    assert "more than one line" in result.stderr
+    result = client(server.port, made / "keys/client", "GET / HTTP/1.0")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# --- Pass phrases are bytes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phrase", [b"p\xe4ssw\xf6rd", "pässwörd".encode(), b"\xff\xfe\x01"])
+def test_a_pass_phrase_of_any_bytes_opens_the_key_on_both_sides(
+    plain: Path, serve: Serve, phrase: bytes
+) -> None:
+    env = {"SROS_PASSPHRASE": os.fsdecode(phrase)}
+    for name in ("server", "client"):
+        key = plain / "keys" / name / "key.pem"
+        words = ("pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout", "env:SROS_PASSPHRASE")
+        made = run("openssl", *words, "-in", key, "-out", key.with_name("new.pem"), env=env)
+        assert made.returncode == 0, made.stderr
+        key.with_name("new.pem").replace(key)
+    server = serve("-k", str(plain / "keys/server"), env=env)
+    result = client(server.port, plain / "keys/client", env=env)
+    assert (result.stdout, result.stderr) == (ANSWERED, "")
+    wrong = {"SROS_PASSPHRASE": os.fsdecode(phrase + b"x")}
+    result = client(server.port, plain / "keys/client", env=wrong)
+    assert result.returncode == 1 and "SROS_PASSPHRASE" in result.stderr
+    assert not re.search(r"\\x|p.ss", result.stderr.partition("key.pem")[2])
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_no_part_of_what_was_typed_is_shown(made: Path, name: str) -> None:
+    at = Terminal(*script(name, made / "keys"), env={"LC_ALL": "C.UTF-8"})
+    at.expect("Enter PEM pass phrase:")
+    at.type("Xyzzy\udce4\n")
+    assert at.finish() == 1
+    assert "error: " in at.seen
+    assert not re.search("Xyzzy|e4|position", at.seen.partition("error: ")[2])
+
+
+# --- Addresses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "localhost.", "::1%lo", "127.0.0.1", "::1"])
+def test_a_zone_a_final_dot_and_capitals_are_not_verified(
+    made: Path, server: Server, host: str
+) -> None:
+    result = client(server.port, made / "keys/client", "--host", host)
+    assert (result.stdout, result.stderr) == (ANSWERED, "")
+
+
+def test_another_name_of_this_machine_is_refused(made: Path, server: Server) -> None:
+    result = client(server.port, made / "keys/client", "--host", "127.0.0.2")
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+def reaches(address: str, port: int) -> bool:
+    """Tell whether something listens on an address."""
+    try:
+        socket.create_connection((address, port), SOON).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_two_colons_are_all_addresses_of_both_families(made: Path, serve: Serve) -> None:
+    for host, reached in (("::", [True, True]), ("127.0.0.1", [True, False])):
+        server = serve("--host", host, "-k", str(made / "keys/server"))
+        assert [reaches(each, server.port) for each in ("127.0.0.1", "::1")] == reached
+
+
+MACHINES = {  # commands that make a machine, the host, and the addresses that it is reached by
+    "a name with two addresses": ("", "robot1", "127.0.0.1 ::1"),
+    "localhost without a hosts file": (": >hosts", "localhost", "127.0.0.1 ::1"),
+    "no 127.0.0.1": ("ip address del 127.0.0.1/8 dev lo", "localhost", "::1"),
+    "a name, and no 127.0.0.1": ("ip address del 127.0.0.1/8 dev lo", "robot1", "::1"),
+    "no IPv6": (
+        "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6",
+        "localhost",
+        "127.0.0.1",
+    ),
+    "a name, and no IPv6": (
+        "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6",
+        "robot1",
+        "127.0.0.1",
+    ),
+}
+MACHINE = """ip link set lo up
+printf '127.0.0.1 robot1 localhost\\n::1 robot1 localhost\\n' >hosts
+{change}
+mount --bind hosts /etc/hosts
+{python} {server} --host {host} --port 0 -k keys/server >out 2>err &
+for i in $(seq 600); do grep -q 'listening\\|error' err && break; sleep 0.1; done
+port=$(sed -n 's/^listening .* port //p' err)
+for address in {addresses}; do
+    {python} {client} --host $address --port $port -k keys/client || cat err
+done
+{python} {client} --port $port -k keys/client
+kill $!
+"""
+
+
+@pytest.mark.parametrize(("change", "host", "addresses"), MACHINES.values(), ids=MACHINES)
+def test_a_machine_serves_on_the_addresses_that_it_has(
+    copy: Path, change: str, host: str, addresses: str
+) -> None:
+    needs_root()
+    needs("ip")
+    text = MACHINE.format(
+        change=change,
+        python=sys.executable,
+        server=SERVER,
+        client=CLIENT,
+        host=host,
+        addresses=addresses,
+    )
+    result = run("unshare", "-mn", "sh", "-c", text, cwd=copy, env=PHRASES)
+    assert result.stdout == ANSWERED * (len(addresses.split()) + 1), result.stderr
+
+
+# --- Reload ----------------------------------------------------------------------------------
+
+
+def test_a_list_that_has_gone_is_not_forgotten_by_a_reload(copy: Path, serve: Serve) -> None:
+    keys = copy / "keys/server"
+    server = serve("-k", str(keys))
+    lists = keys / "crl.pem"
+    lists.rename(keys / "away")
+    server.process.send_signal(signal.SIGHUP)
+    assert server.complained("crl.pem has gone")
+    assert client(server.port, copy / "keys/client").stdout == ANSWERED
+    (keys / "away").rename(lists)
+    before = server.err.read_text()
+    server.process.send_signal(signal.SIGHUP)
+    assert client(server.port, copy / "keys/client").stdout == ANSWERED
+    assert server.err.read_text() == before
+
+
+def test_a_reload_never_asks_for_a_pass_phrase(copy: Path) -> None:
+    keys = copy / "keys/server"
+    encrypted = (keys / "key.pem").read_bytes()
+    decrypt(keys)
+    at = Terminal(*script("server", copy / "keys"))
+    at.expect("listening on")
+    plain = (keys / "key.pem").read_bytes()
+    (keys / "key.pem").write_bytes(encrypted)
+    at.process.send_signal(signal.SIGHUP)
+    at.expect("cannot reload, the old keys stay in force")
+    at.expect("\n")
+    assert "pass phrase:" not in at.seen
+    (keys / "key.pem").write_bytes(plain)
+    at.process.send_signal(signal.SIGHUP)
+    at.type("\x03")
+    assert at.finish() == 130
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_reload_that_hangs_stops_neither_clients_nor_the_end(
+    copy: Path, serve: Serve, how: signal.Signals, status: int
+) -> None:
+    keys = copy / "keys/server"
+    server = serve("-k", str(keys))
+    (keys / "ca.pem").unlink()
+    os.mkfifo(keys / "ca.pem")
+    for _ in range(3):
+        server.process.send_signal(signal.SIGHUP)
+    assert client(server.port, copy / "keys/client").stdout == ANSWERED
+    assert server.stop(how) == status
+
+
+def test_a_signal_to_reload_that_comes_early_is_remembered(copy: Path, tmp_path: Path) -> None:
+    anchors = copy / "keys/server/ca.pem"
+    text = anchors.read_bytes()
+    anchors.unlink()
+    os.mkfifo(anchors)
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            script("server", copy / "keys"), env=environment(PHRASES), stderr=err
+        )
+    # This waits until the server opens the pipe, and so until it loads its folder.
+    with anchors.open("wb") as pipe:
+        process.send_signal(signal.SIGHUP)
+        anchors.unlink()
+        anchors.write_text("damaged")
+        pipe.write(text)
+    until = time.monotonic() + DEADLINE
+    while "cannot reload" not in log.read_text():
+        assert time.monotonic() < until and process.poll() is None, log.read_text()
+        select.select([], [], [], 0.01)
+    process.terminate()
+    assert process.wait(DEADLINE) == 0
+
+
+# --- Surroundings ----------------------------------------------------------------------------
+
+
+def openssl_cnf(folder: Path, setting: str) -> dict[str, str]:
+    """Return an environment with a system-wide setting of OpenSSL."""
+    path = folder / "openssl.cnf"
+    sections = "openssl_conf = x\n[x]\nssl_conf = s\n[s]\nsystem_default = d\n[d]\n"
+    path.write_text(f"{sections}{setting}\n")
+    return {**PHRASES, "OPENSSL_CONF": str(path)}
+
+
+@pytest.mark.parametrize(
+    "setting", ["MaxProtocol = TLSv1.2", "Protocol = ALL, -TLSv1.3", "MinProtocol = TLSv1"]
+)
+def test_tls_1_3_is_used_whatever_openssl_cnf_says(
+    made: Path, serve: Serve, tmp_path: Path, setting: str
+) -> None:
+    env = openssl_cnf(tmp_path, setting)
+    usual = serve("-k", str(made / "keys/server"))
+    changed = serve("-k", str(made / "keys/server"), env=env)
+    assert client(changed.port, made / "keys/client").stdout == ANSWERED
+    result = client(usual.port, made / "keys/client", "-v", env=env)
+    assert result.stdout == ANSWERED and "TLSv1.3" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_ciphers_that_cannot_be_overridden_are_a_line_that_names_the_file(
+    made: Path, tmp_path: Path, name: str
+) -> None:
+    env = openssl_cnf(tmp_path, "Ciphersuites =")
+    result = run(*script(name, made / "keys"), env=env)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{tmp_path}/openssl.cnf: " in result.stderr and result.stderr.count("\n") == 1
+
+
+SILENT = """import resource, socket, sys
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+silent = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(1100)]
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_a_good_client_is_served_beside_1100_silent_ones_under_the_usual_limit(
+    made: Path, tmp_path: Path
+) -> None:
+    limited = ["sh", "-c", 'ulimit -Sn 1024; exec "$@"', "sh"]
+    with (tmp_path / "err").open("w") as err:
+        server = subprocess.Popen(
+            [*limited, *script("server", made / "keys")], env=environment(PHRASES), stderr=err
+        )
+    port = listening(tmp_path / "err")
+    silent = subprocess.Popen(
+        [sys.executable, "-c", SILENT, port],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert silent.stdout and silent.stdout.readline() == "connected\n"
+        begun = time.monotonic()
+        assert client(int(port), made / "keys/client").stdout == ANSWERED
+        assert time.monotonic() - begun < SOON
+    finally:
+        silent.communicate()
+        server.kill()
+        server.wait()
+
+
+def listening(log: Path) -> str:
+    """Wait until a server listens, and return its port."""
+    until = time.monotonic() + DEADLINE
+    while not (found := re.search("listening .* port ([0-9]+)", log.read_text())):
+        assert time.monotonic() < until, log.read_text()
+        select.select([], [], [], 0.01)
+    return found[1]
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_a_full_disk_is_named_as_such(made: Path, server: Server, name: str) -> None:
+    command = f'exec "$@" >/dev/full 2>{made.parent}/full-{name}'
+    words = [*map(str, script(name, made / "keys"))]
+    shell = ["sh", "-c", command, "sh", *words]
+    if name == "client":
+        assert run(*shell, "--port", str(server.port), env=PHRASES).returncode == 1
+    else:
+        process = subprocess.Popen(shell, env=environment(PHRASES))
+        port = int(listening(made.parent / "full-server"))
+        for _ in range(2):
+            assert client(port, made / "keys/client").stdout == ANSWERED
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+    lines = (made.parent / f"full-{name}").read_text().splitlines()
+    (line,) = [line for line in lines if "error: " in line]
+    assert "cannot print: No space left on device" in line
+
+
+def test_the_client_is_quiet_when_head_has_seen_enough(made: Path, server: Server) -> None:
+    words = [*script("client", made / "keys"), "--port", str(server.port), *["hola"] * 2000]
+    result = run("sh", "-c", '"$@" | head -n 2', "sh", *words, env=PHRASES)
+    assert (result.stdout, result.stderr) == (ANSWERED, "")
+
+
+@pytest.mark.parametrize("redirections", ["2>&-", "2>/dev/full"])
+def test_errors_never_reach_standard_output(made: Path, redirections: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    words = [*script("client", made / "keys"), "--port", str(port)]
+    result = run("sh", "-c", f'exec "$@" {redirections}', "sh", *words, env=PHRASES)
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+def test_a_reader_that_stalls_stops_no_client_and_loses_nothing(made: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    process = subprocess.Popen(
+        script("server", made / "keys"),
+        env=environment(PHRASES),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert process.stderr
+    port = int(process.stderr.readline().split()[-1])
+    with connect(port, made / "keys/client") as connection:
+        # This is ten times what a pipe holds.
+        for number in range(700):
+            line = b"%03d" % number + b"x" * 900
+            assert ask(connection, line) == line
+    assert client(port, made / "keys/client").stdout == ANSWERED
+    with open(reading) as lines:
+        assert next(lines) == "accepted\n"
+        for number in range(700):
+            assert next(lines).startswith(f"read: [{number:03}x")
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+    process.stderr.close()
+
+
+# --- Words -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize("file", ["key", "fullchain", "ca", "crl"])
+def test_a_file_that_cannot_be_loaded_is_named(copy: Path, name: str, file: str) -> None:
+    path = copy / "keys" / name / f"{file}.pem"
+    path.write_text(path.read_text(), encoding="utf-16")
+    result = run(*script(name, copy / "keys"), env=PHRASES)
+    assert (result.returncode, result.stdout) == (1, "")
+    names = re.findall(r"(\w+)\.pem", result.stderr)
+    assert names[:1] == [file], result.stderr
+
+
+def turn_round(node: Path) -> None:
+    """Put a chain in the wrong order."""
+    chain = node / "fullchain.pem"
+    issuer = chain.read_text().removeprefix((node / "cert.pem").read_text())
+    chain.write_text(issuer + (node / "cert.pem").read_text())
+
+
+def take_another_key(node: Path) -> None:
+    """Put another key of the same type into a folder."""
+    openssl("ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", node / "key.pem")
+
+
+def take_a_key_of_another_type(node: Path) -> None:
+    """Put a key of another type into a folder."""
+    openssl("genrsa", "-out", node / "key.pem", "2048")
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize("change", [turn_round, take_another_key, take_a_key_of_another_type])
+def test_a_key_that_does_not_match_its_certificate_is_named_as_such(
+    copy: Path, name: str, change: Callable[[Path], None]
+) -> None:
+    change(copy / "keys" / name)
+    result = run(*script(name, copy / "keys"), env=PHRASES)
+    assert "key.pem: does not match the first certificate in " in result.stderr
+    assert "PASSPHRASE" not in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_a_certificate_among_the_lists_is_an_error_and_never_an_anchor(
+    copy: Path, strangers: Path, name: str
+) -> None:
+    lists = copy / "keys" / name / "crl.pem"
+    lists.write_text(lists.read_text() + (strangers / "keys/root/cert.pem").read_text())
+    result = run(*script(name, copy / "keys"), env=PHRASES)
+    assert result.returncode == 1 and "crl.pem: has a certificate" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_a_folder_without_lists_is_a_warning(copy: Path, serve: Serve, name: str) -> None:
+    (copy / "keys" / name / "crl.pem").unlink()
+    server = serve("-k", str(copy / "keys/server"))
+    result = client(server.port, copy / "keys/client")
+    assert (result.returncode, result.stdout) == (0, ANSWERED)
+    warnings = {"server": server.err.read_text(), "client": result.stderr}
+    for each, text in warnings.items():
+        expected = f"keys/{each}/crl.pem is missing: revoked peers are let in\n"
+        assert (expected in text) == (each == name)
+
+
+def test_a_level_that_openssl_cnf_raises_is_not_lowered(tmp_path: Path, made: Path) -> None:
+    env = openssl_cnf(tmp_path, "CipherString = DEFAULT@SECLEVEL=3")
+    show = "import ssl; print(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).security_level)"
+    level = int(run(sys.executable, "-c", show, env=env).stdout)
+    load = (
+        f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); sys.dont_write_bytecode = True;"
+        "import pathlib, simple_https_server as script;"
+        f"print(script.make_context(pathlib.Path({str(made / 'keys/server')!r}), b'sros')"
+        ".security_level)"
+    )
+    assert int(run(sys.executable, "-c", load, env=env).stdout) == max(level, 2)
+
+
+# --- The client at the end -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def tls_server(made: Path, answer: bytes) -> Iterator[int]:
+    """Serve one client with an answer, and then neither read nor close."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    keys = made / "keys/server"
+    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", "sros")
+    over = threading.Event()
+
+    def serve_one(listener: socket.socket) -> None:
+        raw, _ = listener.accept()
+        with raw, context.wrap_socket(raw, server_side=True) as connection:
+            connection.recv(100)
+            connection.sendall(answer)
+            over.wait(DEADLINE)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve_one, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("answer", [b"hello\n", b"hello\r\n"])
+def test_the_client_does_not_wait_for_the_end_of_a_server(made: Path, answer: bytes) -> None:
+    with tls_server(made, answer) as port:
+        begun = time.monotonic()
+        result = client(port, made / "keys/client", "--host", "127.0.0.1")
+        assert (result.stdout, result.stderr) == (ANSWERED, "")
+        assert time.monotonic() - begun < SOON
+
+
+def alerting(port_of: list[int], code: int) -> None:
+    """Answer one client with an alert."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port_of.append(listener.getsockname()[1])
+        raw, _ = listener.accept()
+        with raw:
+            raw.recv(65536)
+            raw.sendall(bytes([21, 3, 3, 0, 2, 2, code]))
+
+
+ALERTS = {
+    40: "handshake failure",
+    48: "unknown ca",
+    70: "protocol version",
+    80: "internal error",
+    109: "missing extension",
+    110: "unsupported extension",
+    111: "certificate unobtainable",
+    112: "unrecognized name",
+    113: "bad certificate status response",
+    114: "bad certificate hash value",
+    115: "unknown psk identity",
+    116: "certificate required",
+    120: "no application protocol",
+}
+
+
+@pytest.mark.parametrize("code", ALERTS)
+def test_each_alert_is_said_to_be_a_refusal(made: Path, code: int) -> None:
+    ports: list[int] = []
+    thread = threading.Thread(target=alerting, args=(ports, code))
+    thread.start()
+    while not ports:
+        select.select([], [], [], 0.01)
+    result = client(ports[0], made / "keys/client", "--host", "127.0.0.1")
+    thread.join()
+    expected = f"refused by 127.0.0.1 port {ports[0]}: alert {ALERTS[code]}\n"
+    assert result.stderr == f"{CLIENT.name}: error: {expected}"
+
+
+# --- One's own expired intermediate ----------------------------------------------------------
+
+
+def expired(keys: Path) -> str:
+    """Return a certificate of the intermediate CA like its own, that has expired."""
+    pem = (keys / "root/key.pem").read_bytes()
+    root = load_pem_private_key(pem, PHRASES["SROS_ROOT_PASSPHRASE"].encode())
+    assert isinstance(root, ec.EllipticCurvePrivateKey)
+    master = certificate(keys / "master/cert.pem")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(master.subject)
+        .issuer_name(master.issuer)
+        .public_key(master.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(master.not_valid_before_utc - timedelta(days=9))
+        .not_valid_after(master.not_valid_before_utc - timedelta(days=1))
+    )
+    for extension in master.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(root, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def test_an_expired_issuer_of_ones_own_is_named_and_hides_no_valid_one(
+    copy: Path, server: Server
+) -> None:
+    keys = copy / "keys/client"
+    (keys / "fullchain.pem").write_text(
+        (keys / "cert.pem").read_text() + expired(copy / "keys")
+    )
+    result = client(server.port, keys)
+    warning, error = result.stderr.splitlines()
+    assert "warning: " in warning and f"{keys}/fullchain.pem: our own CA" in warning
+    # The server's chain has a valid one, so the client verifies it. Only the server refuses.
+    assert error.endswith("alert certificate expired")
+
+
+def test_an_expired_issuer_of_the_peer_is_not_said_to_be_ones_own(
+    copy: Path, serve: Serve
+) -> None:
+    keys = copy / "keys/server"
+    (keys / "fullchain.pem").write_text(
+        (keys / "cert.pem").read_text() + expired(copy / "keys")
+    )
+    server = serve("-k", str(keys))
+    result = client(server.port, copy / "keys/client")
+    assert "warning: " not in result.stderr and "fullchain" not in result.stderr
+    assert "fullchain.pem: our own CA" in server.err.read_text()
