@@ -174,12 +174,21 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
     if ssl.OPENSSL_VERSION_INFO < (3, 5):
         context.set_ecdh_curve("prime256v1")
 
-    # Python can't set the ciphers of TLS 1.3.
+    check_openssl_cnf(context)
+
+
+def check_openssl_cnf(context: ssl.SSLContext) -> None:
+    """Name the file whose settings Python can't override. Raises ValueError if they are wrong."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    file = Path(os.environ.get("OPENSSL_CONF", usual))
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
-        folder = Path(ssl.get_default_verify_paths().openssl_capath).parent
-        file = os.environ.get("OPENSSL_CONF", folder / "openssl.cnf")
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
+
+    # These may exclude the algorithm of our own key, or all that a peer offers.
+    with suppress(OSError):
+        if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
+            warn(f"{file}: sets SignatureAlgorithms, which holds here, too")
 
 
 def check_openssl(chain: Path) -> None:

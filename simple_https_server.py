@@ -85,10 +85,10 @@ def main() -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         shared = Shared(context, options.verbose)
         reload_wanted = Event()
-        start(reload_keys, reload_wanted, shared, options.keys, pass_phrase)
+        start_thread(reload_keys, reload_wanted, shared, options.keys, pass_phrase)
         crew = Crew(shared)
         for listener in listeners:
-            start(accept_clients, listener, crew)
+            start_thread(accept_clients, listener, crew)
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, RuntimeError) as error:
@@ -135,10 +135,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare_process() -> None:
-    """Change what the parent process has set and does not suit a server."""
+    """Change what is not as a server needs it. Where that is not permitted, it stays."""
     # Each client takes a descriptor. The usual limit of 1,024 is too low.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     # If an output does not block, lines are lost while its reader is slow.
     for stream in (sys.stdout, sys.stderr):
@@ -147,7 +148,7 @@ def prepare_process() -> None:
             os.set_blocking(stream.fileno(), True)
 
 
-def start(function: Any, *arguments: Any) -> None:
+def start_thread(function: Any, *arguments: Any) -> None:
     """Call a function in a thread that ends with the process. Raises RuntimeError."""
     Thread(target=function, args=arguments, daemon=True).start()
 
@@ -173,7 +174,7 @@ def reload_keys(wanted: Event, shared: Shared, folder: Path, pass_phrase: bytes)
             context = make_context(folder, pass_phrase)
             if checks_lists(shared.context) and not checks_lists(context):
                 # It may have been lost. Without it, revoked clients would be let in.
-                raise ValueError(f"{folder}/crl.pem has gone; to do without it, restart")
+                raise ValueError(f"{folder}/crl.pem is gone; to do without it, restart")
             shared.context = context
         except (OSError, ValueError) as error:
             complain("cannot reload, the old keys stay in force", error)
@@ -265,12 +266,21 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
     if ssl.OPENSSL_VERSION_INFO < (3, 5):
         context.set_ecdh_curve("prime256v1")
 
-    # Python can't set the ciphers of TLS 1.3.
+    check_openssl_cnf(context)
+
+
+def check_openssl_cnf(context: ssl.SSLContext) -> None:
+    """Name the file whose settings Python can't override. Raises ValueError if they are wrong."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    file = Path(os.environ.get("OPENSSL_CONF", usual))
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
-        folder = Path(ssl.get_default_verify_paths().openssl_capath).parent
-        file = os.environ.get("OPENSSL_CONF", folder / "openssl.cnf")
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
+
+    # These may exclude the algorithm of our own key, or all that a peer offers.
+    with suppress(OSError):
+        if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
+            warn(f"{file}: sets SignatureAlgorithms, which holds here, too")
 
 
 def load_pem(context: ssl.SSLContext, file: Path) -> None:
@@ -453,11 +463,11 @@ class Crew:
         self.threads = 0
         self.idle = 0  # threads that wait, less the clients that wait for one
         for _ in range(MIN_THREADS):
-            self.start_thread()
+            self.add_thread()
 
-    def start_thread(self) -> None:
+    def add_thread(self) -> None:
         """Add a thread. Raises RuntimeError if there are too many."""
-        start(self.work)
+        start_thread(self.work)
         self.threads += 1
         self.idle += 1
 
@@ -465,7 +475,7 @@ class Crew:
         """Have a thread serve a client. Raises RuntimeError if there are too many."""
         with self.lock:
             if self.idle == 0:
-                self.start_thread()
+                self.add_thread()
             self.idle -= 1
         self.clients.put((raw, address))
 

@@ -296,7 +296,7 @@ def test_a_list_that_has_gone_is_not_forgotten_by_a_reload(copy: Path, serve: Se
     lists = keys / "crl.pem"
     lists.rename(keys / "away")
     server.process.send_signal(signal.SIGHUP)
-    assert server.complained("crl.pem has gone")
+    assert server.complained("crl.pem is gone")
     assert client(server.port, copy / "keys/client").stdout == ANSWERED
     (keys / "away").rename(lists)
     before = server.err.read_text()
@@ -393,6 +393,21 @@ def test_ciphers_that_cannot_be_overridden_are_a_line_that_names_the_file(
     result = run(*script(name, made / "keys"), env=env)
     assert (result.returncode, result.stdout) == (1, "")
     assert f"{tmp_path}/openssl.cnf: " in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_signature_algorithms_of_openssl_cnf_are_a_line_that_names_the_file(
+    made: Path, serve: Serve, tmp_path: Path, name: str
+) -> None:
+    env = openssl_cnf(tmp_path, "SignatureAlgorithms = ECDSA+SHA256")
+    server = serve("-k", str(made / "keys/server"), env=env if name == "server" else PHRASES)
+    result = client(
+        server.port, made / "keys/client", env=env if name == "client" else PHRASES
+    )
+    assert result.stdout == ANSWERED
+    printed = {"server": server.err.read_text(), "client": result.stderr}
+    for each, text in printed.items():
+        assert (f"{tmp_path}/openssl.cnf: sets Sign" in text) == (each == name)
 
 
 SILENT = """import resource, socket, sys
