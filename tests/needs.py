@@ -18,6 +18,7 @@ import pytest
 # On Debian, an ordinary user's path has no /usr/sbin.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PACKAGES = {  # by program
+    "ab": "apache2-utils",
     "caddy": "caddy",
     "certutil": "libnss3-tools",
     "cfssl": "golang-cfssl",
@@ -30,6 +31,8 @@ PACKAGES = {  # by program
     "gnutls-cli": "gnutls-bin",
     "gnutls-serv": "gnutls-bin",
     "certtool": "gnutls-bin",
+    "haproxy": "haproxy",
+    "ip": "iproute2",
     "java": "default-jdk-headless",
     "mosquitto": "mosquitto",
     "mosquitto_pub": "mosquitto-clients",
@@ -37,6 +40,7 @@ PACKAGES = {  # by program
     "nginx": "nginx-light",
     "node": "nodejs",
     "openssl": "openssl",
+    "php": "php-cli",
     "psql": "postgresql",
     "selfserv": "libnss3-tools",
     "ssh-keygen": "openssh-client",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import ssl
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,8 +30,10 @@ from conftest import (
     Terminal,
     ask,
     client,
+    configure,
     connect,
     environment,
+    generate,
     openssl,
     run,
 )
@@ -38,7 +42,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from folders import certificate
-from needs import needs, needs_root
+from needs import PATH, needs, needs_package, needs_root
 
 ANSWERED = "connected\nread: [hello]\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
@@ -174,6 +178,163 @@ def test_the_client_does_not_take_the_rest_of_an_answer_for_the_next_one(
     assert (result.returncode, result.stderr) == (0, "")
 
 
+# --- Programs that speak HTTP -----------------------------------------------------------------
+
+
+@pytest.fixture
+def both(made: Path, tmp_path: Path) -> Path:
+    """A client's chain and unencrypted key in one file, beside its anchors."""
+    keys = made / "keys/client"
+    key = tmp_path / "key.pem"
+    openssl("pkey", "-in", keys / "key.pem", "-passin", "pass:sros", "-out", key)
+    for name in ("fullchain.pem", "ca.pem"):
+        shutil.copy(keys / name, tmp_path / name)
+    both = tmp_path / "both.pem"
+    both.write_text((keys / "fullchain.pem").read_text() + key.read_text())
+    return both
+
+
+def anonymous(both: Path) -> None:
+    """Leave no identity in a file of the client's."""
+    shutil.copy(both.with_name("ca.pem"), both)
+
+
+PHP = """$files = ["cafile" => $argv[2], "local_cert" => $argv[3]];
+$answer = file_get_contents($argv[1], false, stream_context_create(["ssl" => $files]));
+echo $answer; exit($answer === false ? 1 : 0);"""
+NODE = """const [url, ca, both] = process.argv.slice(1), {readFileSync} = require("fs");
+const files = {ca: readFileSync(ca), cert: readFileSync(both), key: readFileSync(both)};
+require("https").get(url, files, (answer) => answer.pipe(process.stdout))
+    .on("error", (error) => { console.error(error.message); process.exit(1); });"""
+FETCH = """const [url, ca, both] = process.argv.slice(1), {readFileSync} = require("fs");
+const files = {ca: readFileSync(ca), cert: readFileSync(both), key: readFileSync(both)};
+(async () => {
+    await fetch("data:,");  // creates the dispatcher, whose class takes certificates
+    const Agent = globalThis[Symbol.for("undici.globalDispatcher.1")].constructor;
+    const answer = await fetch(url, {dispatcher: new Agent({connect: files})});
+    console.log(await answer.text());
+})().catch((error) => { console.error(error.cause); process.exit(1); });"""
+CHECK_HTTP = "/usr/lib/nagios/plugins/check_http"
+
+
+def php(url: str, both: Path) -> list[str | Path]:
+    """Return PHP's command."""
+    needs("php")
+    words = ["php", "-d", "default_socket_timeout=5", "-r", PHP]
+    return [*words, url, both.with_name("ca.pem"), both]
+
+
+def node(url: str, both: Path) -> list[str | Path]:
+    """Return the command of Node's https."""
+    needs("node")
+    return ["node", "-e", NODE, url, both.with_name("ca.pem"), both]
+
+
+def fetch(url: str, both: Path) -> list[str | Path]:
+    """Return the command of Node's fetch."""
+    needs("node")
+    return ["node", "-e", FETCH, url, both.with_name("ca.pem"), both]
+
+
+def check_http(url: str, both: Path) -> list[str | Path]:
+    """Return the command of Nagios' check, which does not verify the server."""
+    needs_package("monitoring-plugins-basic")
+    port = url.rstrip("/").rpartition(":")[2]
+    where = ["-H", "localhost", "-p", port, "-S", "-t", "5", "-u", "/", "-s", "hello"]
+    return [CHECK_HTTP, *where, "-J", both, "-K", both.with_name("key.pem")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [php, node, fetch, check_http])
+def test_a_program_gets_the_answer_and_none_without_a_certificate(
+    server: Server, both: Path, program: Callable[[str, Path], list[str | Path]]
+) -> None:
+    url = f"https://localhost:{server.port}/"
+    begun = time.monotonic()
+    result = run(*program(url, both))
+    assert result.returncode == 0 and re.search("hello|HTTP OK", result.stdout), result
+    assert time.monotonic() - begun < SOON
+    assert error_lines(server) == []
+    anonymous(both)
+    assert run(*program(url, both)).returncode != 0
+    assert server.out.read_text().count("accepted") == 1
+
+
+@pytest.mark.slow
+def test_ab_gets_200_answers_and_none_without_a_certificate(
+    server: Server, both: Path
+) -> None:
+    needs("ab")
+    url = f"https://localhost:{server.port}/"
+    words = ["ab", "-q", "-s", "5", "-n", "200", "-c", "10"]
+    begun = time.monotonic()
+    all_good = re.compile(r"Failed requests: +0\n.*HTML transferred: +1200 bytes\n", re.S)
+    result = run(*words, "-E", both, url)
+    assert result.returncode == 0, result.stderr
+    assert all_good.search(result.stdout) and "Non-2xx" not in result.stdout
+    assert time.monotonic() - begun < 10 * SOON
+    server.wait_for(lambda: server.out.read_text().count("closed\n") == 200)
+    # At its end, ab leaves the handshakes that it has begun in advance.
+    assert len(error_lines(server)) <= 10
+    result = run(*words, url)
+    assert not all_good.search(result.stdout)
+    assert server.out.read_text().count("accepted\n") == 200
+
+
+HAPROXY = """defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+frontend entry
+    bind 127.0.0.1:{entry}
+    default_backend robots
+backend robots
+    option httpchk GET /
+    default-server check inter 200 ssl verify required ca-file ca.pem sni str(localhost)
+    server robot localhost:{port} {identity}
+"""
+
+
+def through_haproxy(folder: Path, port: int, identity: str) -> Generator[int, None, None]:
+    """Yield the status of each request that HAProxy passes on to a port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        entry = listener.getsockname()[1]
+    text = HAPROXY.format(entry=entry, port=port, identity=identity)
+    (folder / "haproxy.cfg").write_text(text)
+    command = ["haproxy", "-db", "-f", "haproxy.cfg"]
+    environ = {**environment(), "PATH": PATH}
+    process = subprocess.Popen(command, cwd=folder, env=environ, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + DEADLINE
+        while time.monotonic() < until:
+            connection = http.client.HTTPConnection("127.0.0.1", entry, timeout=DEADLINE)
+            with contextlib.suppress(OSError), contextlib.closing(connection):
+                connection.request("GET", "/")
+                yield connection.getresponse().status
+            select.select([], [], [], 0.1)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_haproxy_s_check_finds_the_server_up_and_without_a_certificate_down(
+    server: Server, both: Path
+) -> None:
+    needs("haproxy")
+    statuses = through_haproxy(both.parent, server.port, "crt both.pem")
+    assert next(statuses) == 200
+    # By the second check, the server would be down if the first one had failed.
+    server.wait_for(lambda: server.out.read_text().count("read: [GET / HTTP/1.0]") > 5)
+    assert next(statuses) == 200
+    statuses.close()
+    assert error_lines(server) == []
+    statuses = through_haproxy(both.parent, server.port, "")
+    assert 503 in statuses
+    statuses.close()
+
+
 # --- Pass phrases are bytes ------------------------------------------------------------------
 
 
@@ -285,6 +446,34 @@ def test_a_machine_serves_on_the_addresses_that_it_has(
     )
     result = run("unshare", "-mn", "sh", "-c", text, cwd=copy, env=PHRASES)
     assert result.stdout == ANSWERED * (len(addresses.split()) + 1), result.stderr
+
+
+ZONE = """ip link set lo up
+ip -6 address add fe80::1/64 dev lo nodad
+{python} {server} --host fe80::1%lo --port 0 -k keys/server 2>err &
+for i in $(seq 600); do grep -q 'listening\\|error' err && break; sleep 0.1; done
+port=$(sed -n 's/^listening .* port //p' err)
+{python} {client} --host fe80::1%lo --port $port -k keys/client 2>&1
+{python} {client} --host fe80::2%lo --port $port -k keys/client
+kill $!
+"""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_zone_of_a_link_local_address_is_not_verified_but_the_address_is(
+    tmp_path: Path, named: bool
+) -> None:
+    needs_root()
+    needs("ip")
+    configure(tmp_path)
+    if named:
+        path = tmp_path / "sros_config.yml"
+        path.write_text(path.read_text().replace("IP:::1 ", "IP:::1, IP:fe80::1 ", 1))
+    assert generate(tmp_path).returncode == 0
+    text = ZONE.format(python=sys.executable, server=SERVER, client=CLIENT)
+    result = run("unshare", "-n", "sh", "-c", text, cwd=tmp_path, env=PHRASES)
+    assert (ANSWERED in result.stdout) == named, result
+    assert ("IP address mismatch" in result.stdout) == (not named)
 
 
 # --- Reload ----------------------------------------------------------------------------------
@@ -516,6 +705,94 @@ def test_a_reader_that_stalls_stops_no_client_and_loses_nothing(made: Path) -> N
         process.terminate()
         assert process.wait(DEADLINE) == 0
     process.stderr.close()
+
+
+# --- Greedy peers ---------------------------------------------------------------------------
+
+
+def peak(server: Server) -> float:
+    """Return the MiB that a server has had in memory at most."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def served_within(seconds: float, server: Server, keys: Path) -> bool:
+    """Tell whether a good client is served in time."""
+    begun = time.monotonic()
+    with connect(server.port, keys) as connection:
+        assert ask(connection, b"hola") == b"hello"
+    return time.monotonic() - begun < seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff" * 65535, b"\x1b" * 65535, b"x" * 65535, (b"\xff" * 999 + b"\n") * 65],
+    ids=["no-utf-8", "control", "plain", "many-lines"],
+)
+def test_a_good_client_is_served_beside_500_lines_to_escape(
+    made: Path, server: Server, text: bytes
+) -> None:
+    keys = made / "keys/client"
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(connect(server.port, keys)) for _ in range(500)]
+        for each in greedy:
+            each.setblocking(False)
+            with contextlib.suppress(ssl.SSLWantWriteError):
+                each.send(text + b"\n")
+        assert served_within(3, server, keys)
+    assert peak(server) < 200
+
+
+def vector(size: int, content: bytes) -> bytes:
+    """Return a vector of TLS: its length in so many bytes, and its content."""
+    return len(content).to_bytes(size, "big") + content
+
+
+def extension(number: int, content: bytes) -> bytes:
+    """Return an extension of a ClientHello."""
+    return number.to_bytes(2, "big") + vector(2, content)
+
+
+def hello(group: bytes, share: bytes) -> bytes:
+    """Return a ClientHello with one group and a key share for it (RFC 8446, section 4.1.2)."""
+    extensions = (
+        extension(43, vector(1, b"\x03\x04")),
+        extension(10, vector(2, group)),
+        extension(13, vector(2, b"\x04\x03\x08\x04")),
+        extension(51, vector(2, group + vector(2, share))),
+    )
+    ciphers = vector(2, b"\x13\x01") + vector(1, b"\0")
+    body = b"\x03\x03" + bytes(32) + vector(1, b"") + ciphers
+    body += vector(2, b"".join(extensions))
+    return b"\x16\x03\x01" + vector(2, b"\x01" + vector(3, body))
+
+
+FFDHE8192 = b"\x01\x04"
+X25519 = b"\x00\x1d"
+
+
+@pytest.mark.slow
+def test_a_good_client_is_served_beside_300_hellos_with_a_large_group(
+    made: Path, server: Server
+) -> None:
+    greedy = hello(FFDHE8192, b"\x7f" * 1024)
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            raw = socket.create_connection(("127.0.0.1", server.port))
+            stack.enter_context(raw)
+            raw.sendall(greedy)
+        assert served_within(3, server, made / "keys/client")
+    assert peak(server) < 200
+    # The twin: without the restriction, OpenSSL accepts this hello.
+    if ssl.OPENSSL_VERSION_INFO < (3, 5):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        keys = made / "keys/server"
+        context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", "sros")
+        sent = ssl.MemoryBIO()
+        sent.write(greedy)
+        with pytest.raises(ssl.SSLWantReadError):
+            context.wrap_bio(sent, ssl.MemoryBIO(), server_side=True).do_handshake()
 
 
 # --- Words -----------------------------------------------------------------------------------
