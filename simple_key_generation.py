@@ -18,6 +18,7 @@ The script tells how a run goes:
 What a folder keys/NAME holds:
 
     key.pem        the private key
+    sign           a CA: a program that signs, in place of key.pem; public.pem has its key
     csr.pem        a signing request, when the issuer's key is on another machine
     cert.pem       the certificate
     issued/        a CA: a copy of every certificate that it signed
@@ -97,6 +98,8 @@ except Exception as error:
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from subprocess import Popen
+    from typing import IO
 
     from cryptography.hazmat.primitives.asymmetric import types
 
@@ -154,6 +157,7 @@ class Request(NamedTuple):
     """The parts of a signing request that count. The script ignores the rest."""
 
     public_key: object
+    fingerprint: str  # the SHA-256 of that key, as it is written in the request
     is_sound: bool  # signed by that key, and not with RSA-PSS
 
 
@@ -196,7 +200,7 @@ class Trusted(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """What a file of a node is put together from."""
+    """The parts of a node's ca.pem or crl.pem."""
 
     file_name: str
     parts: tuple[Part, ...]
@@ -223,8 +227,8 @@ class Update(NamedTuple):
 class Outcome(NamedTuple):
     """What became of an entry."""
 
-    state: str  # made, kept, renewed, revoked, failed, or left alone
-    line: str = ""  # its line of the tree; empty if it failed or was left alone
+    state: str  # made, kept, renewed, revoked, failed, left alone, or forgotten
+    line: str = ""  # its line of the tree, if it has one; with --json, its object
     problems: tuple[Problem, ...] = ()
     error: Problem | None = None  # what ended it
     authority: Authority | None = None  # None: a node, or a CA that failed early
@@ -250,6 +254,7 @@ class Run(NamedTuple):
     verify_at: datetime | None  # None: OpenSSL goes by the system's clock
     orders: Orders
     phrases: Phrases
+    programs: Programs
     new_keys: Mapping[str, Future[PrivateKey]]  # by entry: keys that are being made ahead
     disk: Disk
     as_json: bool
@@ -307,15 +312,25 @@ def walk(run: Run, report: Report) -> None:
         if outcome is None:
             outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
         if run.as_json:
-            outcome = outcome._replace(line=json_line(run, entry, outcome))
+            line = json_line(run, entry.name, entry.issuer, entry.is_ca, outcome)
+            outcome = outcome._replace(line=line)
         report.outcome(outcome, number, len(run.entries))
         if outcome.state == "left alone":
             left_alone[str(outcome.blocked_by)] += 1
 
-    # At last, what concerns more than one entry, or none.
+    # Last, the problems that concern several entries, or none.
+    report.problems(not_called_problems(run))
     report.problems(left_alone_problems(run, left_alone))
-    report.problems(forgotten_folders(run, outcomes))
+    for outcome in forgotten_folders(run, outcomes):
+        report.outcome(outcome, len(run.entries), len(run.entries))
     report.problems(new_cas(run, trusted.values()))
+
+
+def not_called_problems(run: Run) -> Iterator[Problem]:
+    """Yield a warning for each program that would have signed, if this were no dry run."""
+    for path in sorted(run.programs.not_called):
+        text = f"{path}: -n does not call it, and does not verify what it would sign"
+        yield Problem("warning", text)
 
 
 def left_alone_problems(run: Run, left_alone: Mapping[str, int]) -> Iterator[Problem]:
@@ -406,6 +421,10 @@ def look_at_folder(run: Run, entry: Entry) -> Task:
     """Return the task of an entry, as if it had no issuer. Raises Fault, OSError."""
     folder = read_folder(os.path.join(run.keys, entry.name))
     signer = Signer(entry, run.phrases, f"{folder.path}/key.pem", folder.key_pem, None)
+    # exists: sign may be a link to a USB stick, too.
+    if os.path.exists(f"{folder.path}/sign"):
+        key = program_key(run, entry, folder)
+        signer = Signer(entry, run.phrases, key.path, None, cast("PrivateKey", key))
     return Task(run, entry, folder, signer, None, None)
 
 
@@ -459,7 +478,7 @@ def settle(
 
 
 def list_on_disk(run: Run, entry: Entry, own: Authority | None) -> Part | None:
-    """Return a CA's list for the nodes; None if it is not on disk, as it should be."""
+    """Return a CA's list for the nodes; None if it could not be written to disk."""
     if own is None or not own.own_list_pem:
         return None
     with suppress(OSError):
@@ -614,7 +633,7 @@ def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
             why = f"it takes {' or '.join(task.entry.trust)}, which failed"
             raise Fault(f"{task.folder.path}/ca.pem: can't be made: {why}")
         files["ca.pem"] = trusted.anchors.pem
-    # Where a list of its own CAs is missing, a crl.pem would have it refuse all their nodes.
+    # Without the list of one of its CAs, a node with a crl.pem would refuse all their nodes.
     refuses_its_own = not issuer.lists and trusts(trusted.anchors, issuer.chain[-1])
     if "crl.pem" not in there and not refuses_its_own:
         files["crl.pem"] = trusted.lists.pem
@@ -680,16 +699,8 @@ def tree_line(task: Task, draft: Draft, state: str, own: Authority | None) -> st
     elif not draft.is_compared:
         notes += ", key not compared"
     if state in ("made", "renewed") and task.folder.request is not None:
-        notes += f", SHA-256 of its key: {fingerprint(draft.certificate)}"
+        notes += f", SHA-256 of its key: {task.folder.request.fingerprint}"
     return f"{name:16}  {state:7}  {key:13}  by {by:10}  until {ends.date()}{notes}"
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate's key, as its sender can print it from key.pem."""
-    der = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).hexdigest()
 
 
 # --- 4. Certificates -------------------------------------------------------------------------
@@ -929,11 +940,36 @@ def settle_list(
             problems.append(Problem("error", text))
         return current
 
-    crl = next_list(task, ca, current, added, problems)
+    return signed_list(task, ca, current, added, problems)
+
+
+def signed_list(
+    task: Task,
+    ca: x509.Certificate,
+    current: RevocationList | None,
+    added: Sequence[x509.RevokedCertificate],
+    problems: list[Problem],
+) -> RevocationList:
+    """Return a CA's next list or, if it can't be signed but can wait, the current one.
+
+    Raises Fault, OSError.
+    """
+    try:
+        crl = next_list(task, ca, current, added, problems)
+    except Fault as error:
+        if current is None or added or not is_in_force(task.run, ca, current):
+            raise
+        problems.append(problem_of(error, task.folder.path))
+        return current
     # match() can't compare a key that is still encrypted.
-    if not is_signed_by(crl, ca):
+    if crl.signature != NOT_SIGNED and not is_signed_by(crl, ca):
         raise Fault(f"{task.folder.path}/cert.pem: does not match {task.signer.path}")
     return crl
+
+
+def is_in_force(run: Run, ca: x509.Certificate, crl: RevocationList) -> bool:
+    """Tell whether a list has begun, and has not ended."""
+    return crl.last_update_utc <= run.present and end_of_list(ca, crl) > run.now
 
 
 def list_stays(task: Task, ca: x509.Certificate, current: RevocationList) -> Problem:
@@ -1181,12 +1217,13 @@ class Verifier:
 
     The first certificate is verified up to the anchor, with the lists of all CAs between.
     That proves the CA's own certificate, so the next ones are verified up to the CA only, with
-    the CA's list. There are two exceptions:
+    the CA's list. There are three exceptions:
 
     - Where a CA in the chain limits names (RFC 5280, 4.2.1.10) or addresses (RFC 3779), every
       certificate is verified up to the anchor, since limits hold for all that is below.
+    - Where a dry run did not have something signed, all are verified up to the CA only.
     - Where a list is missing, as its CA's key is elsewhere, OpenSSL looks at no list at all.
-      settle_list has warned about that, and the nodes below get no crl.pem.
+      settle_list reports that as an error, and the nodes below get no crl.pem.
     """
 
     def __init__(
@@ -1201,13 +1238,19 @@ class Verifier:
         self.lists = lists
         self.verify_at = verify_at
         self.limits_names = any(limits_names(ca) for ca in chain)
+        signatures = [ca.signature for ca in chain] + [crl.signature for crl in lists]
+        self.is_unsigned = NOT_SIGNED in signatures
         self.ca_store: crypto.X509Store | None = None  # trusts the CA, once it is proven
 
     def verify(self, path: str, certificate: x509.Certificate) -> None:
         """Have OpenSSL verify a certificate (X509_verify_cert(3)). Raises Fault."""
+        if certificate.signature == NOT_SIGNED:
+            return
         # Unlike a TLS context, a store has no security level that rejects MD5 or SHA-1.
         check_digest(path, certificate)
         leaf = crypto.X509.from_cryptography(certificate)
+        if self.is_unsigned and self.ca_store is None:
+            self.stop_at_ca(path)
         try:
             if self.ca_store is None:
                 self.verify_to_anchor(path, leaf)
@@ -1240,6 +1283,14 @@ class Verifier:
             own_list = self.lists[:1]
             self.ca_store = self.store(self.chain[0], own_list, FLAGS.PARTIAL_CHAIN)
 
+    def stop_at_ca(self, path: str) -> None:
+        """In a dry run, verify no signature above the CA. Raises Fault if one is revoked."""
+        for number in range(1, len(self.lists)):
+            if self.chain[number - 1].serial_number in serial_numbers(self.lists[number]):
+                raise Fault(f"{path}: certificate revoked: {MEND}")
+        signed = [crl for crl in self.lists[:1] if crl.signature != NOT_SIGNED]
+        self.ca_store = self.store(self.chain[0], signed, FLAGS.PARTIAL_CHAIN)
+
     def store(
         self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
     ) -> crypto.X509Store:
@@ -1251,7 +1302,9 @@ class Verifier:
         if self.verify_at is not None:
             store.set_time(self.verify_at)
 
-        flags |= FLAGS.X509_STRICT | FLAGS.CHECK_SS_SIGNATURE
+        flags |= FLAGS.X509_STRICT
+        if trusted.signature != NOT_SIGNED:
+            flags |= FLAGS.CHECK_SS_SIGNATURE
         # Without this one, CRL_CHECK_ALL has no effect.
         if lists:
             flags |= FLAGS.CRL_CHECK
@@ -1466,7 +1519,7 @@ def levels_of_cas_below(entries: Sequence[Entry], name: str) -> int:
 def trusted_by_nodes(
     run: Run, outcomes: Mapping[str, Outcome]
 ) -> dict[tuple[str, ...], Trusted]:
-    """Return what nodes verify their peers by, once for all that trust the same anchors."""
+    """Return what nodes verify their peers by, one for all nodes with the same anchors."""
     cas = [entry for entry in run.entries if entry.is_ca]
     trusted: dict[tuple[str, ...], Trusted] = {}
     for entry in run.entries:
@@ -1480,7 +1533,7 @@ def trusted_by_nodes(
 def anchor_bundle(
     trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
 ) -> Bundle:
-    """Return what ca.pem is put together from: the anchors, in the order of `trust`."""
+    """Return the parts of ca.pem: the anchors, in the order of `trust`."""
     parts = []
     is_complete = True
     for name in trust:
@@ -1501,7 +1554,7 @@ def anchor_bundle(
 def list_bundle(
     trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
 ) -> Bundle:
-    """Return what crl.pem is put together from: the lists of all CAs below the anchors."""
+    """Return the parts of crl.pem: the lists of all CAs below the anchors."""
     parts = []
     is_complete = True
     for name in trust:
@@ -1622,7 +1675,7 @@ def fail_ambiguous_lists(run: Run, outcomes: dict[str, Outcome]) -> None:
 
 
 def ambiguous_lists(run: Run, namesakes: Sequence[Part]) -> Iterator[tuple[Problem, str]]:
-    """Yield an error and a name for each list that passes for that of a CA's namesake."""
+    """Yield an error and a name for each list that OpenSSL would take for a namesake's."""
     for part in namesakes:
         crl = x509.load_pem_x509_crl(part.pem)
         if extension_of(crl, x509.AuthorityKeyIdentifier) is not None:
@@ -1650,12 +1703,12 @@ def new_cas(run: Run, trusted: Collection[Trusted]) -> Iterator[Problem]:
             if entry.issuer is None:
                 files = "ca.pem and crl.pem"
     if names:
-        advice = f"copy {files} to all of them and send SIGHUP, and only then use its nodes"
+        advice = f"copy {files} to all of them and send SIGHUP, then use the nodes below"
         text = f"{run.keys}: new to the nodes: {', '.join(names)}: {advice}"
         yield Problem("warning", text)
 
 
-def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Problem]:
+def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Outcome]:
     """Yield a warning for each folder with a valid certificate that no entry names.
 
     Raises OSError.
@@ -1673,16 +1726,21 @@ def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Pro
     revoked = all_revoked(run, outcomes)
     for name in forgotten:
         path = os.path.join(run.keys, name)
-        # Without a certificate that can be read, it is no business of this run.
+        # A folder without a readable certificate does not concern this run.
         with suppress(Fault, OSError):
             certificate = load_certificate(f"{path}/cert.pem")
             is_revoked = certificate.serial_number in revoked.get(certificate.issuer, ())
             if certificate.not_valid_after_utc > run.now and not is_revoked:
-                yield Problem("warning", forgotten_text(run, path, certificate))
+                problem = Problem("warning", forgotten_text(run, path, certificate))
+                outcome = Outcome("forgotten", problems=(problem,))
+                if run.as_json:
+                    line = json_line(run, name, None, True, outcome)
+                    outcome = outcome._replace(line=line)
+                yield outcome
 
 
 def all_revoked(run: Run, outcomes: Mapping[str, Outcome]) -> dict[x509.Name, set[int]]:
-    """Return the serial numbers on all lists that there are, by issuer."""
+    """Return the serial numbers on all known lists, by issuer."""
     lists = [crl for file in run.copies for crl in file.lists or ()]
     for outcome in outcomes.values():
         if outcome.list_part is not None:
@@ -1716,7 +1774,7 @@ class ListFile(NamedTuple):
     lists: tuple[RevocationList, ...] | None  # None: the file is damaged
 
 
-# The name of what is not complete yet, in the folder of what it is to become.
+# The name of an unfinished file or folder, beside its place.
 LEFTOVER = re.compile("[.].*[.]part")
 
 
@@ -1744,7 +1802,7 @@ def read_folder(path: str) -> Folder:
 
 
 def file_names_in(path: str) -> frozenset[str]:
-    """Return what is in a folder, without what a killed run left. Raises OSError."""
+    """Return the names in a folder, without the leftovers of a killed run. Raises OSError."""
     # A dry run does not remove such leftovers.
     return frozenset(name for name in os.listdir(path) if not LEFTOVER.fullmatch(name))
 
@@ -1802,7 +1860,13 @@ def read_request(pem: bytes) -> Request:
         return read_odd_request(pem)
     # cryptography takes an RSA-PSS key for a plain one.
     is_plain = RSA_PSS not in request.tbs_certrequest_bytes
-    return Request(public_key, is_plain and request.is_signature_valid)
+    key_der = der_elements(request.tbs_certrequest_bytes)[2]
+    return Request(public_key, fingerprint(key_der), is_plain and request.is_signature_valid)
+
+
+def fingerprint(key_der: bytes) -> str:
+    """Return the SHA-256 of a key in DER, which its sender can print with openssl."""
+    return hashlib.sha256(key_der).hexdigest()
 
 
 # Signature algorithms in DER, and what they hash with (RFC 5758, RFC 4055, RFC 8410).
@@ -1833,8 +1897,9 @@ def read_odd_request(pem: bytes) -> Request:
     # A BIT STRING begins with the number of unused bits.
     octets = signature[start + 1 : end]
     if name not in SIGNATURES or RSA_PSS in key_der:
-        return Request(public_key, False)
-    return Request(public_key, is_signed_with(public_key, SIGNATURES[name], octets, info))
+        return Request(public_key, fingerprint(key_der), False)
+    is_sound = is_signed_with(public_key, SIGNATURES[name], octets, info)
+    return Request(public_key, fingerprint(key_der), is_sound)
 
 
 def is_signed_with(
@@ -1848,6 +1913,8 @@ def is_signed_with(
             public_key.verify(signature, data, padding.PKCS1v15(), digest)
         elif isinstance(public_key, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
             public_key.verify(signature, data)
+        elif key_type(public_key) in ML_DSA:
+            cast("mldsa.MLDSA44PublicKey", public_key).verify(signature, data)
         else:
             return False
     except InvalidSignature:
@@ -1931,7 +1998,7 @@ class Disk:
 
     def __init__(self, is_dry: bool) -> None:
         self.is_dry = is_dry
-        self.written: list[str] = []  # the paths of an entry's files, as its turn goes on
+        self.written: list[str] = []  # the paths of an entry's files, during its turn
         self.unwritten: dict[str, bytes] = {}  # by path, in a dry run
 
     def read(self, path: str) -> bytes:
@@ -2119,8 +2186,8 @@ class Signer:
         self.key = key  # None: not opened yet
 
     def is_here(self) -> bool:
-        """Tell whether there is a key, encrypted or not."""
-        return self.pem is not None
+        """Tell whether there is a key, encrypted or not, or a program that signs."""
+        return self.pem is not None or self.key is not None
 
     def is_locked(self) -> bool:
         """Tell whether somebody would have to type the key's pass phrase."""
@@ -2262,6 +2329,245 @@ def make_keys_ahead(keys: str, entries: Sequence[Entry]) -> dict[str, Future[Pri
 
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     return {entry.name: pool.submit(KEY_TYPES[entry.key_type]) for entry in new}
+
+
+class Programs(NamedTuple):
+    """How programs are called that sign in place of a key, and what became of it."""
+
+    is_dry: bool
+    timeout: int  # seconds
+    failures: dict[str, str]  # by path: what is wrong with a program; it isn't called again
+    not_called: set[str]  # the paths of those that a dry run would have called
+
+
+# Stands for a signature in a dry run, which calls no program.
+NOT_SIGNED = b"not signed"
+
+
+class ProgramKey:
+    """A private key that only a program can use: `sign`, in a CA's folder.
+
+    Whatever passes for one of cryptography's private keys can sign certificates, requests and
+    lists. The classes below do, one for each type of key.
+    """
+
+    def __init__(
+        self, path: str, public_key: PublicKey, digest: str | None, programs: Programs
+    ) -> None:
+        self.path = path
+        self.its_public_key = public_key
+        self.digest = digest  # None: the key type leaves no choice
+        self.programs = programs
+
+    def public_key(self) -> PublicKey:
+        """Return the public key that belongs to the program."""
+        return self.its_public_key
+
+    def sign(self, data: bytes, *_parameters: object) -> bytes:
+        """Return what the program signs, once it is checked. Raises Fault."""
+        programs = self.programs
+        if programs.is_dry:
+            programs.not_called.add(self.path)
+            return NOT_SIGNED
+        # A program that is called in vain a thousand times may lock its token.
+        if self.path in programs.failures:
+            raise Fault(programs.failures[self.path])
+        try:
+            return self.checked_signature(data)
+        except Fault as error:
+            programs.failures[self.path] = str(error)
+            raise
+
+    def checked_signature(self, data: bytes) -> bytes:
+        """Call the program. Raises Fault if what it prints is not its key's signature."""
+        arguments = []
+        digest = None
+        if self.digest is not None:
+            arguments.append(self.digest)
+            digest = DIGESTS[self.digest]
+        signature = call_program(self.path, arguments, data, self.programs.timeout)
+        if not is_signed_with(self.its_public_key, digest, signature, data):
+            name = key_type(self.its_public_key)
+            what = f"printed {len(signature)} bytes, which are no signature by its {name} key"
+            raise Fault(f"{self.path}: {what} for {' '.join(['sign', *arguments])}")
+        return signature
+
+
+@rsa.RSAPrivateKey.register
+class RsaProgramKey(ProgramKey):
+    """One whose signatures are those of PKCS#1 v1.5 (RFC 8017, section 8.2)."""
+
+
+@ec.EllipticCurvePrivateKey.register
+class EcProgramKey(ProgramKey):
+    """One whose signatures are ECDSA's, in DER (RFC 3279, section 2.2.3)."""
+
+
+@ed25519.Ed25519PrivateKey.register
+class Ed25519ProgramKey(ProgramKey):
+    """One whose signatures are those of RFC 8032."""
+
+
+@ed448.Ed448PrivateKey.register
+class Ed448ProgramKey(ProgramKey):
+    """One whose signatures are those of RFC 8032."""
+
+
+PROGRAM_KEYS: dict[str, type[ProgramKey]] = {
+    "rsa": RsaProgramKey,
+    "ec": EcProgramKey,
+    "ed25519": Ed25519ProgramKey,
+    "ed448": Ed448ProgramKey,
+}
+if "ml-dsa-44" in KEY_TYPES:
+
+    @mldsa.MLDSA44PrivateKey.register
+    class MlDsa44ProgramKey(ProgramKey):
+        """One whose signatures are those of FIPS 204."""
+
+    @mldsa.MLDSA65PrivateKey.register
+    class MlDsa65ProgramKey(ProgramKey):
+        """One whose signatures are those of FIPS 204."""
+
+    @mldsa.MLDSA87PrivateKey.register
+    class MlDsa87ProgramKey(ProgramKey):
+        """One whose signatures are those of FIPS 204."""
+
+    PROGRAM_KEYS["ml-dsa-44"] = MlDsa44ProgramKey
+    PROGRAM_KEYS["ml-dsa-65"] = MlDsa65ProgramKey
+    PROGRAM_KEYS["ml-dsa-87"] = MlDsa87ProgramKey
+
+
+def program_key(run: Run, entry: Entry, folder: Folder) -> ProgramKey:
+    """Return the key of a CA whose folder holds `sign`. Raises Fault, OSError."""
+    path = f"{folder.path}/sign"
+    if not entry.is_ca:
+        raise Fault(f"{path}: only a CA's folder may hold one: remove it")
+    if "key.pem" in folder.file_names:
+        raise Fault(f"{path}: is there beside key.pem: remove the one that is not in use")
+    check_program(path)
+
+    public_key = public_key_of(folder)
+    check_key(path, public_key)
+    # rsa:2048 and rsa:4096 differ for the program alone.
+    kind, _, _ = key_type(public_key).partition(":")
+    digest = None
+    if kind in ("rsa", "ec"):
+        digest = entry.digest
+    return PROGRAM_KEYS[kind](path, cast("PublicKey", public_key), digest, run.programs)
+
+
+def check_program(path: str) -> None:
+    """Raise Fault for a program that can't run, or that others could put another in place of.
+
+    Raises OSError.
+    """
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        raise Fault(f"{path}: is not executable: chmod u+x {path}")
+    for each in (path, os.path.dirname(path)):
+        status = os.stat(each)
+        if status.st_mode & 0o022:
+            advice = f"so {path} is not called: chmod go-w {each}"
+            raise Fault(f"{each}: others can write it, {advice}")
+        if status.st_uid not in (0, os.geteuid()):
+            raise Fault(f"{each}: belongs to another user, so {path} is not called")
+
+
+def public_key_of(folder: Folder) -> object:
+    """Return the public key that belongs to `sign`. Raises Fault, OSError."""
+    path = f"{folder.path}/public.pem"
+    if "public.pem" in folder.file_names:
+        try:
+            return serialization.load_pem_public_key(read_file(path))
+        except INVALID:
+            raise Fault(f"{path}: is damaged, or not what its name says") from None
+    # match() compares these two with each other.
+    if folder.certificate is not None:
+        return folder.certificate.public_key()
+    if folder.request is not None:
+        return folder.request.public_key
+    raise Fault(f"{path}: is missing: put the public key there that belongs to sign")
+
+
+# Bytes: more than the longest signature, that of ML-DSA-87, has.
+MOST_OUTPUT = 8192
+
+
+def call_program(path: str, arguments: Sequence[str], data: bytes, timeout: int) -> bytes:
+    """Run a program in its folder, and return what it prints. Raises Fault.
+
+    Its standard input is `data`. It has the script's standard error, and may ask questions at
+    the terminal. After `timeout` seconds, it is killed.
+    """
+    # Imported only here, as most runs do without it.
+    import subprocess
+
+    folder, name = os.path.split(path)
+    # A file rather than a pipe, as openssl asks for its length.
+    with open(os.memfd_create("data"), "w+b") as standard_input:
+        standard_input.write(data)
+        standard_input.seek(0)
+        try:
+            process = subprocess.Popen(
+                [f"./{name}", *arguments],
+                cwd=folder,
+                stdin=standard_input,
+                stdout=subprocess.PIPE,
+            )
+        except OSError as error:
+            raise Fault(f"{path}: can't be run: {error.strerror}") from None
+
+    until = time.monotonic() + timeout
+    try:
+        output = output_of(process, path, until)
+        status = process.wait(max(0.0, until - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
+        why = f"did not sign within {timeout} seconds (SROS_SIGN_TIMEOUT)"
+        raise Fault(f"{path}: {why}") from None
+    finally:
+        kill(process)
+    if status != 0:
+        raise Fault(f"{path}: did not sign: it ended with status {status}")
+    return output
+
+
+def output_of(process: Popen[bytes], path: str, until: float) -> bytes:
+    """Return what a program prints. Raises TimeoutError, and Fault if it prints too much."""
+    import select
+
+    pipe = cast("IO[bytes]", process.stdout)
+    output = b""
+    while len(output) <= MOST_OUTPUT:
+        seconds_left = max(0.0, until - time.monotonic())
+        ready, _, _ = select.select([pipe], [], [], seconds_left)
+        if not ready:
+            raise TimeoutError
+        data = os.read(pipe.fileno(), MOST_OUTPUT)
+        if not data:
+            return output
+        output += data
+    raise Fault(f"{path}: printed more than any signature has")
+
+
+def kill(process: Popen[bytes]) -> None:
+    """Kill a program that still runs, and those that it has started."""
+    if process.poll() is None:
+        for pid in [process.pid, *started_by(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    process.wait()
+    cast("IO[bytes]", process.stdout).close()
+
+
+def started_by(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have (proc(5))."""
+    found = []
+    # Some kernels lack the file.
+    with suppress(OSError):
+        for child in read_file(f"/proc/{pid}/task/{pid}/children").split():
+            found.append(int(child))
+            found.extend(started_by(int(child)))
+    return found
 
 
 class Phrases(NamedTuple):
@@ -2492,8 +2798,9 @@ def check_trust(entries: Mapping[str, Entry]) -> None:
 
 
 def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
-    """Return entries in the order of the tree with the anchors that they trust: if not said
-    otherwise, their own.
+    """Return entries in the order of the tree, with the anchors that they trust.
+
+    By default, a node trusts its own anchor.
     """
     anchors: dict[str, str] = {}
     complete = []
@@ -2590,9 +2897,10 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
                 parts = parts_of(field, item, name)
                 values[field] = read_value(field, parts, is_ca, now)
         except INVALID as error:
-            shown = f"{item!r}: "
-            if isinstance(item, (dict, list, set)):
-                shown = ""
+            # Not of a collection, as aliases of aliases can make one that is immense.
+            shown = ""
+            if not isinstance(item, (dict, list, set)):
+                shown = f"{item!r}: "
             raise ConfigurationError(f"{where}.{field}: {shown}{error}") from None
 
     has_subject = isinstance(fields.get("subject"), dict)
@@ -3228,15 +3536,15 @@ class Report:
             print(f"{in_colour(line, problem.kind)}\n", end="", file=sys.stderr, flush=True)
 
 
-def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
-    """Return what --json prints of an entry: an object (RFC 8259), in one line.
+def json_line(run: Run, name: str, issuer: str | None, is_ca: bool, outcome: Outcome) -> str:
+    """Return what --json prints of a folder: an object (RFC 8259), in one line.
 
-    It tells what the folder holds after the entry's turn. What is not known is null.
+    It tells what the folder holds after its turn. What is not known is null.
     """
     # Imported only here, as most runs do without it.
     import json
 
-    folder = os.path.join(run.keys, entry.name)
+    folder = os.path.join(run.keys, name)
     certificate = None
     # What is wrong with the file is one of the problems.
     with suppress(OSError, *INVALID):
@@ -3252,11 +3560,11 @@ def json_line(run: Run, entry: Entry, outcome: Outcome) -> str:
     if outcome.error is not None:
         problems.append(outcome.error)
     fields = {
-        "name": entry.name,
-        "issuer": entry.issuer,
+        "name": name,
+        "issuer": issuer,
         "state": outcome.state,
         **certificate_fields(run, f"{folder}/cert.pem", certificate),
-        **list_fields(run, f"{folder}/crl.pem", certificate, entry.is_ca),
+        **list_fields(run, f"{folder}/crl.pem", certificate, is_ca),
         "written": written,
         "problems": [problem._asdict() for problem in problems],
     }
@@ -3404,6 +3712,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
     keys = options.keys
     entries = read_configuration(options.config, now)
     phrases = Phrases(os.environb, {})
+    programs = Programs(options.dry_run, sign_timeout(os.environ), {}, set())
     orders = read_orders(options)
     check_orders(orders, keys, entries, now, report)
 
@@ -3425,6 +3734,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
             verify_at=verify_at,
             orders=orders,
             phrases=phrases,
+            programs=programs,
             new_keys=new_keys,
             disk=Disk(options.dry_run),
             as_json=options.json,
@@ -3433,6 +3743,14 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
         walk(run, report)
         if not options.dry_run:
             os.sync()
+
+
+def sign_timeout(environment: Mapping[str, str]) -> int:
+    """Return how many seconds a program that signs may take. Raises ConfigurationError."""
+    text = environment.get("SROS_SIGN_TIMEOUT", "60")
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise ConfigurationError(f"SROS_SIGN_TIMEOUT: {text!r} is no number of seconds")
+    return int(text)
 
 
 def read_orders(options: argparse.Namespace) -> Orders:
@@ -3517,11 +3835,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "-n", "--dry-run", action="store_true", help="say what a run would do; write nothing"
     )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument(
+    parser.add_argument(
         "--json", action="store_true", help="print an object per entry, in a line of its own"
     )
-    output.add_argument(
+    parser.add_argument(
         "-q", "--quiet", action="store_true", help="print errors and warnings only"
     )
     options = parser.parse_args(arguments)

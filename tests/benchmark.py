@@ -40,8 +40,8 @@ from peers import (
     PROGRAMS,
     ROOT,
     SERVE,
+    Contender,
     Cost,
-    Server,
     WrongResult,
     check_with,
     here,
@@ -277,14 +277,14 @@ def rsa(sizes: Sizes) -> list[Measure]:
 
 
 @contextmanager
-def serving(sizes: Sizes, *names: str) -> Iterator[tuple[Path, list[Server]]]:
+def serving(sizes: Sizes, *names: str) -> Iterator[tuple[Path, list[Contender]]]:
     """Keys of their own for some servers, those that are installed, and these running."""
     with workplace(0) as folder, ExitStack() as stack:
         spend(folder, sys.executable, sizes.scripts / GENERATE, "-q")
         servers = []
         for name in names:
             if name not in ("nginx", "openssl s_server") or installed(name.split()[0]):
-                servers.append(Server(name, folder, sizes.scripts))
+                servers.append(Contender(name, folder, sizes.scripts))
                 stack.callback(servers[-1].stop)
         yield folder / "keys/client", servers
 
@@ -334,7 +334,7 @@ def load(port: int, keys: Path, answer: bytes, count: int) -> None:
         exchange(port, context, answer)
 
 
-def settle(server: Server) -> None:
+def settle(server: Contender) -> None:
     """Wait until a server uses no more CPU, as the last ones have ended."""
     before, until = -1.0, time.monotonic() + 20
     while (now := server.cpu()) != before:
@@ -346,7 +346,7 @@ def settle(server: Server) -> None:
 
 def exchanging(sizes: Sizes) -> list[Measure]:
     """Whole connections: the server's CPU, how many a second, and one's time at rest."""
-    cpu = Measure("Server's CPU for one exchange", "ms")
+    cpu = Measure("Contender's CPU for one exchange", "ms")
     rate = Measure("Exchanges a second, more is better", "/s")
     latencies = {}
     for nodelay, client in ((True, ""), (False, ", client without TCP_NODELAY")):
@@ -379,7 +379,7 @@ def exchanging(sizes: Sizes) -> list[Measure]:
     return [cpu, rate, *latencies[True], *latencies[False]]
 
 
-def check_log(servers: list[Server]) -> None:
+def check_log(servers: list[Contender]) -> None:
     """The script must have had nothing to complain of."""
     for server in servers:
         if server.name == SERVE and "error" in server.log.read_text():
@@ -393,7 +393,7 @@ def echoing(sizes: Sizes) -> list[Measure]:
         for size, count in zip((32, 16 << 10, 64 << 10), sizes.echoes, strict=True):
             title = f"{size} bytes" if size < 1024 else f"{size >> 10} KiB"
             rate = Measure(f"Lines of {title} a second, sent back, more is better", "/s")
-            cpu = Measure(f"Server's CPU for a line of {title}", "µs")
+            cpu = Measure(f"Contender's CPU for a line of {title}", "µs")
             message = b"x" * (size - 1) + b"\n"
             for _ in range(sizes.rounds):
                 for server in servers:

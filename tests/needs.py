@@ -7,9 +7,11 @@ With NO_SKIPS=1 in the environment it fails instead.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
+import ssl
 import subprocess
 from typing import NoReturn
 
@@ -27,6 +29,7 @@ PACKAGES = {  # by program
     "curl": "curl",
     "ddsperf": "cyclonedds-tools",
     "faketime": "faketime",
+    "g++": "g++",
     "gcc": "gcc",
     "gnutls-cli": "gnutls-bin",
     "gnutls-serv": "gnutls-bin",
@@ -34,6 +37,7 @@ PACKAGES = {  # by program
     "haproxy": "haproxy",
     "ip": "iproute2",
     "java": "default-jdk-headless",
+    "jq": "jq",
     "mosquitto": "mosquitto",
     "mosquitto_pub": "mosquitto-clients",
     "mosquitto_sub": "mosquitto-clients",
@@ -42,8 +46,15 @@ PACKAGES = {  # by program
     "openssl": "openssl",
     "php": "php-cli",
     "psql": "postgresql",
+    "pkcs11-tool": "opensc",
+    "rosmaster": "python3-rosmaster",
+    "rrsync": "rsync",
+    "rsync": "rsync",
     "selfserv": "libnss3-tools",
+    "softhsm2-util": "softhsm2",
+    "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "sshd": "openssh-server",
     "strace": "strace",
     "tstclnt": "libnss3-tools",
     "wget": "wget",
@@ -91,6 +102,13 @@ def needs_root() -> None:
     """Skip the test that runs unless it runs as root: with NO_SKIPS=1, too."""
     if os.geteuid() != 0:
         pytest.skip("takes root")
+
+
+def needs_mldsa() -> None:
+    """Skip the test that runs unless ML-DSA keys can be used: with NO_SKIPS=1, too."""
+    found = importlib.util.find_spec("cryptography.hazmat.primitives.asymmetric.mldsa")
+    if found is None or ssl.OPENSSL_VERSION_INFO < (3, 5):
+        pytest.skip("takes OpenSSL 3.5, and cryptography 47")
 
 
 def packages_of(reasons: list[str]) -> list[str]:

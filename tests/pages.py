@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conftest import ROOT
+from running import ROOT
 
 README = "README.md"
 PATHS = [README, *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/*.md"))]

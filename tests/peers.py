@@ -291,7 +291,7 @@ S_SERVER = (
 )
 
 
-class Server:
+class Contender:
     """A running server of some name, and what the kernel says of its processes."""
 
     def __init__(self, name: str, folder: Path, scripts: Path) -> None:

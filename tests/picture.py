@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from conftest import CLIENT, GENERATE, ROOT, SERVER, Terminal
+from running import CLIENT, GENERATE, ROOT, SERVER, Terminal
 
 PICTURE = ROOT / "tests/first-success.svg"
 PEM_PROMPT = "Enter PEM pass phrase:"

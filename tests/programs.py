@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pages
-from conftest import DEADLINE, PHRASES, environment, run
 from needs import needs_package, needs_those_of, skip
+from running import DEADLINE, PHRASES, environment, poll, run
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,33 @@ def paste(
     return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**env, "PATH": path()})
 
 
-def poll(condition: Callable[[], bool], printed: Callable[[], str]) -> None:
-    """Wait until a condition holds; fail with what was printed if it never does."""
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < until, printed()
-        select.select([], [], [], 0.02)
+PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print
+
+
+def follow(folder: Path, text: str, env: Mapping[str, str] | None = None) -> None:
+    """Run the blocks of a page as one session at one shell, and compare what they print."""
+    end, port = "--- end of a block\n", free_port()
+    needs_those_of(text)
+    told = re.findall(PAIR, text, re.DOTALL | re.MULTILINE)
+    script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)
+    script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {port} -k", script)
+    result = paste(folder, f"exec 2>&1\n{script}", port, env or {})
+    assert result.returncode == 0, result.stdout
+    assert plain(result.stdout).split(end) == [*(plain(shown) for _, shown in told), ""]
+
+
+def plain(text: str) -> str:
+    """Output without what differs from run to run, and without openssl's remarks."""
+    text = re.sub(
+        r"^([.+*-]+|Certificate request self-signature ok|subject=.*)\n",
+        "",
+        text,
+        flags=re.MULTILINE,
+    )
+    text = re.sub(
+        r"(127\.0\.0\.1|::1) port \d+", "127.0.0.1 port PORT", text
+    )  # as the hosts file has it
+    return re.sub(r"port \d+", "port PORT", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
 
 
 def free_port() -> int:

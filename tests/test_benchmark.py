@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, run
+from running import ROOT, run
 
 pytestmark = pytest.mark.slow
 

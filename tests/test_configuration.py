@@ -1,23 +1,28 @@
-"""What sros_config.yml may say, and what comes of it; what it may not, and the error lines."""
+"""What sros_config.yml may say, and what comes of it; what it may not, and the error lines.
+
+A refused configuration has a sound twin, which differs in one place. Most runs are calls of
+main() in this process. One test compares some of them with runs as processes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import NamedTuple
 
 import pytest
-from conftest import GENERATE, PHRASES, configure, generate, openssl, run
+from configurations import configure, uncomment
 from cryptography import x509
-from folders import uncomment
 from OpenSSL import SSL, crypto
+from running import GENERATE, PHRASES, Result, fine, generate, generate_here, openssl, run
 
 # cryptography has it from 47 on, and OpenSSL's commands from 3.5 on.
 ML_DSA: list[str] = []
@@ -54,6 +59,9 @@ SMALL = {
     "keys/nodes/node/extensions/authorityKeyIdentifier": "keyid",
 }
 ROOT, MASTER, NODE = "keys/root", "keys/master", "keys/nodes/node"
+BASIC, USAGE = "extensions/basicConstraints", "extensions/keyUsage"
+PURPOSE, ABOVE = "extensions/extendedKeyUsage", "extensions/authorityKeyIdentifier"
+NAMES, ACCESS = "extensions/nameConstraints", "extensions/authorityInfoAccess"
 L63 = "a" * 63
 
 
@@ -85,7 +93,7 @@ def another(place: str, name: str) -> dict[str, str]:
 # --- A broken configuration beside a sound one -----------------------------------------------
 
 
-class Case(NamedTuple):
+class Twins(NamedTuple):
     """A broken configuration, its sound twin, and what must be said of the broken one."""
 
     broken: str | bytes
@@ -95,14 +103,14 @@ class Case(NamedTuple):
     label: str = ""
 
 
-def cases(each: list[Case]) -> pytest.MarkDecorator:
+def cases(each: list[Twins]) -> pytest.MarkDecorator:
     """Run a test once for each of the cases."""
     return pytest.mark.parametrize(
         "case", each, ids=lambda case: case.label or case.place or None
     )
 
 
-def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
+def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Twins]:
     """Return cases of a field, its broken value, its sound value, and the reason.
 
     The sound values stand in entries like the one that is broken, all in one configuration.
@@ -112,7 +120,7 @@ def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
         name = f"{os.path.basename(entry)}-{number}"
         fields |= another(entry, name) | {f"{os.path.dirname(entry)}/{name}/{field}": sound}
     return [
-        Case(
+        Twins(
             small({f"{entry}/{field}": broken}),
             small(fields),
             f"{entry}/{field}".replace("/", "."),
@@ -123,84 +131,59 @@ def table(entry: str, *rows: tuple[str, str, str, str]) -> list[Case]:
     ]
 
 
-Result = tuple[Path, CompletedProcess[str]]
-Start = Callable[[str | bytes], "Future[Result]"]
 Accept = Callable[[str], Path]
+Compare = Callable[[Twins], None]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def start(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Start]:
-    """Return the run on a configuration. Those of all cases begin at once."""
-    started: dict[str | bytes, Future[Result]] = {}
+@pytest.fixture(scope="module")
+def accept(tmp_path_factory: pytest.TempPathFactory) -> Accept:
+    """Make keys from a configuration, which must succeed. Return the folder, to read only.
 
-    def make(text: str | bytes, folder: Path) -> Result:
-        data = text if isinstance(text, bytes) else text.encode()
-        (folder / "sros_config.yml").write_bytes(data)
-        return folder, generate(folder)
+    Several tests may read what one configuration makes. The first of them makes it.
+    """
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def begin(text: str | bytes, ahead: bool = False) -> Future[Result]:
-            if text not in started:
-                folder = tmp_path_factory.mktemp("run") / "here"
-                folder.mkdir()
-                started[text] = Future()
-                if ahead:
-                    started[text] = pool.submit(make, text, folder)
-                else:
-                    started[text].set_result(make(text, folder))
-            return started[text]
-
-        for item in request.session.items:
-            call = getattr(item, "callspec", None)
-            if call and isinstance(case := call.params.get("case"), Case):
-                begin(case.broken, ahead=True)
-                begin(case.sound, ahead=True)
-        yield begin
-        pool.shutdown(cancel_futures=True)
-
-
-@pytest.fixture(scope="session")
-def accept(start: Start) -> Accept:
-    """Make keys from a configuration, which must succeed. Return the folder, to read only."""
-
-    def check(text: str) -> Path:
-        folder, result = start(text).result()
-        assert (result.returncode, result.stderr) == (0, ""), f"{text}{result.stderr}"
+    @functools.cache
+    def make(text: str) -> Path:
+        folder = tmp_path_factory.mktemp("accepted")
+        result = fine(generate_from(folder, text))
         made = sorted(path.parent.name for path in folder.glob("keys/*/cert.pem"))
         assert made and made == sorted(name for name, _ in lines(result.stdout))
         (folder / "out").write_text(result.stdout)
         return folder
 
+    return make
+
+
+@pytest.fixture
+def compare(tmp_path: Path, accept: Accept) -> Compare:
+    """Require one line with place and reason, nothing made, and an accepted twin."""
+
+    def check(case: Twins) -> None:
+        folder = tmp_path / "here"
+        folder.mkdir()
+        result = generate_from(folder, case.broken)
+        assert (result.returncode, result.stdout) == (2, ""), result.stderr
+        said = refusal(result.stderr)
+        assert re.match(re.escape(case.place) + "[.:]", said) or not case.place, said
+        assert re.search(case.reason, said.removeprefix(case.place), re.IGNORECASE), said
+        assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        accept(case.sound)
+
     return check
+
+
+def generate_from(folder: Path, text: str | bytes, now: datetime | None = None) -> Result:
+    """Run the script in this process with a configuration."""
+    data = text if isinstance(text, bytes) else text.encode()
+    (folder / "sros_config.yml").write_bytes(data)
+    return generate_here(folder, now=now)
 
 
 def lines(stdout: str) -> list[tuple[str, str]]:
     """Return the lines of a run by name, without a count in front and without the indent."""
     stripped = [re.sub(r"^(\[ *\d+/\d+\])? *", "", line) for line in stdout.splitlines()]
     return [(line.split()[0], line) for line in stripped]
-
-
-@pytest.fixture
-def compare(start: Start, accept: Accept) -> Callable[[Case], None]:
-    """Require one line with place and reason, nothing made, and an accepted twin."""
-
-    def check(case: Case) -> None:
-        folder, result = start(case.broken).result()
-        assert (result.returncode, result.stdout) == (2, ""), result.stderr
-        said = refusal(result.stderr)
-        assert re.match(re.escape(case.place) + "[.:]", said) or not case.place, said
-        assert re.search(case.reason, said.removeprefix(case.place), re.IGNORECASE), said
-        assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
-        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-        accept(case.sound)
-
-    return check
-
-
-Compare = Callable[[Case], None]
 
 
 def refusal(stderr: str) -> str:
@@ -329,9 +312,9 @@ def test_merges_anchors_names_and_unset_fields_in_any_order(accept: Accept) -> N
     assert all(verifies(keys / name) for name in ("arm", "leg", "eye", "ear"))
 
 
-@cases([Case(MERGES + ANCHORS, ANCHORS + MERGES, "", "alias.*line 4")])
+@cases([Twins(MERGES + ANCHORS, ANCHORS + MERGES, "", "alias.*line 4")])
 def test_an_anchor_that_is_used_before_it_stands_is_refused(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -383,7 +366,7 @@ def test_absolute_validity_is_what_the_certificate_says(accept: Accept) -> None:
     assert read == {name: [begins, end] for name, (_, end) in cases.items()}
 
 
-def test_relative_validity_counts_from_now(accept: Accept) -> None:
+def test_relative_validity_counts_from_now(tmp_path: Path) -> None:
     hour, day = timedelta(hours=1), timedelta(days=1)
     cases = {
         "hours": ("{notBefore: -36h, notAfter: 1h}", -36 * hour, hour),
@@ -393,16 +376,14 @@ def test_relative_validity_counts_from_now(accept: Accept) -> None:
         "now": ("{notBefore: 0h, notAfter: 30d}", 0 * day, 30 * day),
         "left-out": ("{notAfter: 30d}", 0 * day, 30 * day),
     }
-    second = timedelta(seconds=1)  # its clock is so far behind, for OpenSSL's may be as well
-    before = datetime.now(timezone.utc).replace(microsecond=0) - second
-    keys = (
-        accept(in_turn({name: validity for name, (validity, _, _) in cases.items()})) / "keys"
-    )
-    after = datetime.now(timezone.utc) - second
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    text = in_turn({name: validity for name, (validity, _, _) in cases.items()})
+    fine(generate_from(tmp_path, text, now))
+    # What begins now has begun for a clock that is a tick behind.
+    second = timedelta(seconds=1)
     for name, (_, begin, end) in cases.items():
-        begins, ends = begins_and_ends(keys / name)
-        assert before + begin <= begins <= after + begin, name
-        assert before + end <= ends <= after + end, name
+        times = [now - second + begin, now - second + end]
+        assert begins_and_ends(tmp_path / "keys" / name) == times, name
 
 
 def test_a_list_lives_as_long_as_its_ca_unless_it_says_otherwise(accept: Accept) -> None:
@@ -602,23 +583,21 @@ def carry(end: SSL.Connection, other: SSL.Connection) -> None:
         other.bio_write(end.bio_read(1 << 20))
 
 
-def require_newer_cryptography(start: Start, key: str) -> None:
+def require_newer_cryptography(folder: Path, key: str) -> None:
     """Require the one line that says that a type of key is too new, and nothing made."""
-    folder, result = start(small({f"{NODE}/key": key})).result()
+    result = generate_from(folder, small({f"{NODE}/key": key}))
     assert (result.returncode, result.stdout) == (2, "")
-    assert (
-        refusal(result.stderr)
-        == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
-    )
+    said = refusal(result.stderr)
+    assert said == f"keys.nodes.node.key: {key} needs cryptography 47 or newer\n"
     assert [path.name for path in folder.iterdir()] == ["sros_config.yml"]
 
 
 @pytest.mark.parametrize("key", ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])
 def test_ml_dsa_makes_a_chain_and_a_handshake_or_a_line_names_what_it_takes(
-    start: Start, accept: Accept, key: str
+    tmp_path: Path, accept: Accept, key: str
 ) -> None:
     if key not in ML_DSA:
-        require_newer_cryptography(start, key)
+        require_newer_cryptography(tmp_path, key)
         return
 
     keys = accept(CHAINS) / "keys"
@@ -888,8 +867,7 @@ def test_a_name_outside_of_its_cas_constraints_is_an_error_and_is_not_written(
     }
     assert verifies(accept(small(allowed)) / "keys" / "node")
     text = small({**allowed, "keys/nodes/node/extensions/subjectAltName": "DNS:node.test"})
-    (tmp_path / "sros_config.yml").write_text(text)
-    result = generate(tmp_path)
+    result = generate_from(tmp_path, text)
     assert result.returncode == 1
     assert re.fullmatch(f"{GENERATE.name}: error: .*node.*permitted.*\n", result.stderr)
     assert not (tmp_path / "keys" / "node").exists()
@@ -952,6 +930,34 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "keys").exists()
 
 
+def names_in(folder: Path) -> set[str]:
+    """Return the names of the keys folder's files. Those on record have random ones."""
+    return {str(path.relative_to(folder)) for path in folder.glob("keys/*/*.pem")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        small(),
+        small({f"{NODE}/key": "rsa:1024"}),
+        "keys: [root]\n",
+        "[" * 5000,
+        b"\xff\xfe\xff",
+    ],
+    ids=["sound", "a field", "the file", "deep", "no text"],
+)
+def test_a_process_prints_and_makes_the_same_as_main(
+    tmp_path_factory: pytest.TempPathFactory, text: str | bytes
+) -> None:
+    here, there = (tmp_path_factory.mktemp(name) for name in ("here", "there"))
+    expected = generate_from(here, text)
+    shutil.copy(here / "sros_config.yml", there)
+    result = generate(there)
+    assert result.returncode == expected.returncode
+    assert (result.stdout, result.stderr) == (expected.stdout, expected.stderr)
+    assert names_in(there) == names_in(here)
+
+
 WHOLE: list[tuple[str | bytes, str]] = [
     ("", "keys|empty"),
     ("# keys:\n", "keys|empty"),
@@ -976,8 +982,8 @@ WHOLE: list[tuple[str | bytes, str]] = [
 ]
 
 
-@cases([Case(text, small(), "", reason) for text, reason in WHOLE])
-def test_what_is_no_mapping_in_yaml_is_refused(compare: Compare, case: Case) -> None:
+@cases([Twins(text, small(), "", reason) for text, reason in WHOLE])
+def test_what_is_no_mapping_in_yaml_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -991,11 +997,11 @@ ALIASES = [
 
 @cases(
     [
-        Case(broken + small(), sound + small(), "", "recursive|itself|circle|cycle|loop")
+        Twins(broken + small(), sound + small(), "", "recursive|itself|circle|cycle|loop")
         for broken, sound in ALIASES
     ],
 )
-def test_recursive_aliases_are_refused(compare: Compare, case: Case) -> None:
+def test_recursive_aliases_are_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1007,21 +1013,21 @@ KEY = f"{ROOT}/key"
 
 @cases(
     [
-        Case(
+        Twins(
             BOMB + small({KEY: "*a8"}),
             BOMB + small(),
             "keys.root.key",
             "list",
             "aliases of aliases",
         ),
-        Case(
+        Twins(
             small({KEY: "!!bool x"}),
             small({KEY: "!!str ed25519"}),
             "",
             "'x'",
             "no truth value",
         ),
-        Case(
+        Twins(
             small({f"{NODE}/extensions/1.2.3.04": "DER:0500"}),
             small({f"{NODE}/extensions/1.2.3.4": "DER:0500"}),
             f"{NODE}/extensions/1.2.3.04".replace("/", "."),
@@ -1030,8 +1036,10 @@ KEY = f"{ROOT}/key"
         ),
     ]
 )
-def test_what_nobody_writes_by_hand_is_one_line_at_once(compare: Compare, case: Case) -> None:
+def test_what_nobody_writes_by_hand_is_one_line_at_once(compare: Compare, case: Twins) -> None:
+    before = time.process_time()
     compare(case)
+    assert time.process_time() - before < 3
 
 
 DUPLICATES = [
@@ -1051,11 +1059,11 @@ DUPLICATES = [
 
 @cases(
     [
-        Case(small().replace(once, again + once, 1), small(), "", rf"\b{name}.*line \d+")
+        Twins(small().replace(once, again + once, 1), small(), "", rf"\b{name}.*line \d+")
         for once, again, name in DUPLICATES
     ],
 )
-def test_a_duplicate_field_is_refused(compare: Compare, case: Case) -> None:
+def test_a_duplicate_field_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1064,7 +1072,7 @@ TWO = "x-a: &a {key: ed25519}\nx-b: &b {digest: ~}\n" + small()
 
 @cases(
     [
-        Case(
+        Twins(
             TWO.replace("  root:\n", "  root:\n    <<: *a\n    <<: *b\n"),
             TWO.replace("  root:\n", "  root:\n    <<: [*a, *b]\n"),
             "",
@@ -1073,7 +1081,7 @@ TWO = "x-a: &a {key: ed25519}\nx-b: &b {digest: ~}\n" + small()
     ],
 )
 def test_a_duplicate_merge_is_refused_and_a_list_of_merges_is_not(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -1091,7 +1099,7 @@ UNKNOWN = [
 
 @cases(
     [
-        Case(
+        Twins(
             small({place: "red"}),
             small({f"x-{place}": "red" for place in UNKNOWN if "/" not in place}),
             place.replace("/", ".") if "/" in place else "",
@@ -1102,7 +1110,7 @@ UNKNOWN = [
         for place in UNKNOWN
     ],
 )
-def test_an_unknown_field_is_refused(compare: Compare, case: Case) -> None:
+def test_an_unknown_field_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1123,7 +1131,7 @@ WRONG_TYPES = [
 
 @cases(
     [
-        Case(
+        Twins(
             small({place: broken}),
             small(),
             place.replace("/", "."),
@@ -1132,7 +1140,7 @@ WRONG_TYPES = [
         for place, broken in WRONG_TYPES
     ],
 )
-def test_a_wrong_type_is_refused(compare: Compare, case: Case) -> None:
+def test_a_wrong_type_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1140,16 +1148,16 @@ MISSING = [
     (ROOT, "key"),
     (ROOT, "subject/commonName"),
     (ROOT, "validity/notAfter"),
-    (ROOT, "extensions/basicConstraints"),
-    (ROOT, "extensions/keyUsage"),
-    (MASTER, "extensions/authorityKeyIdentifier"),
+    (ROOT, BASIC),
+    (ROOT, USAGE),
+    (MASTER, ABOVE),
     (NODE, "issuer"),
 ]
 
 
 @cases(
     [
-        Case(
+        Twins(
             small({f"{entry}/{field}": "~"}),
             small(),
             entry.replace("/", "."),
@@ -1158,7 +1166,7 @@ MISSING = [
         for entry, field in MISSING
     ],
 )
-def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
+def test_a_missing_field_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1167,7 +1175,7 @@ def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
         NODE,
         ("key", "rsa:1024", "rsa:2048", "rsa:2048"),
         ("key", "rsa:2047", "rsa:2048", "rsa:2048"),
-        ("key", "rsa:16384", "rsa:8192", "8192"),
+        ("key", "rsa:16384", "rsa:4096", "8192"),
         ("key", "rsa", "rsa:2048", "rsa:"),
         ("key", "ec:secp256k1", "ec:secp384r1", "prime256v1"),
         ("key", "ec:P-521", "ec:secp521r1", "secp521r1"),
@@ -1179,13 +1187,20 @@ def test_a_missing_field_is_refused(compare: Compare, case: Case) -> None:
         ("digest", "sha3-512", "sha512", "sha256"),
     ),
 )
-def test_a_bad_key_type_or_digest_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_key_type_or_digest_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
+
+
+@pytest.mark.slow  # up to a minute
+def test_the_largest_rsa_key_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "sros_config.yml").write_text(small({f"{NODE}/key": "rsa:8192"}))
+    fine(generate(tmp_path))
+    assert "Public-Key: (8192 bit)" in text_of(tmp_path / "keys/node")
 
 
 @cases(
     [
-        Case(
+        Twins(
             small({f"{NODE}/key": key, f"{NODE}/digest": "sha512"}),
             small({f"{NODE}/key": key, f"{NODE}/digest": "~"}),
             "keys.nodes.node.digest",
@@ -1195,7 +1210,7 @@ def test_a_bad_key_type_or_digest_is_refused(compare: Compare, case: Case) -> No
     ],
 )
 def test_a_digest_for_a_key_that_hashes_by_itself_is_refused(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -1205,7 +1220,7 @@ ENCRYPTED = {f"{NODE}/cipher": "aes-256-cbc", f"{NODE}/passphrase": "SROS_PASSPH
 
 @cases(
     [
-        Case(
+        Twins(
             small({**ENCRYPTED, f"{NODE}/{field}": broken}),
             small(ENCRYPTED),
             f"keys.nodes.node{place}",
@@ -1219,7 +1234,7 @@ ENCRYPTED = {f"{NODE}/cipher": "aes-256-cbc", f"{NODE}/passphrase": "SROS_PASSPH
         ]
     ],
 )
-def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1237,7 +1252,7 @@ def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> 
             ("issuer", "master", "root", "circle|cycle|itself"),
         ),
         *[
-            Case(
+            Twins(
                 small(
                     {
                         f"{ROOT}/issuer": each,
@@ -1258,7 +1273,7 @@ def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Case) -> 
     ],
 )
 def test_an_issuer_that_is_no_ca_or_leads_in_a_circle_is_refused(
-    compare: Compare, case: Case
+    compare: Compare, case: Twins
 ) -> None:
     compare(case)
 
@@ -1269,7 +1284,7 @@ LIMIT = f"{ROOT}/extensions/basicConstraints"
 
 @cases(
     [
-        Case(
+        Twins(
             small({**below, LIMIT: f"critical, CA:TRUE, pathlen:{limit}"}),
             small({**below, LIMIT: f"critical, CA:TRUE, pathlen:{limit + 1}"}),
             place,
@@ -1278,7 +1293,7 @@ LIMIT = f"{ROOT}/extensions/basicConstraints"
         for below, limit, place in [({}, 0, "keys.master"), (LOW, 1, "keys.low")]
     ],
 )
-def test_a_chain_longer_than_its_path_length_is_refused(compare: Compare, case: Case) -> None:
+def test_a_chain_longer_than_its_path_length_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1300,7 +1315,7 @@ FORM = "form|offset"
         ),
         *table(ROOT, ("validity/nextUpdate", "-1d", "1d", PAST)),
         *[
-            Case(
+            Twins(
                 small({f"{NODE}/validity/notBefore": begin, f"{NODE}/validity/notAfter": end}),
                 small(
                     {
@@ -1313,7 +1328,7 @@ FORM = "form|offset"
             )
             for begin, end in [("2041-01-01", "2040-01-01"), ("-1d", "-2d")]
         ],
-        Case(
+        Twins(
             small({f"{NODE}/validity/nextUpdate": "30d"}),
             small({f"{MASTER}/validity/nextUpdate": "30d"}),
             "keys.nodes.node.validity.nextUpdate",
@@ -1321,7 +1336,7 @@ FORM = "form|offset"
         ),
     ],
 )
-def test_a_bad_validity_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_validity_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1341,7 +1356,7 @@ def test_a_bad_validity_is_refused(compare: Compare, case: Case) -> None:
         ("extensions/subjectAltName", "DNS:$nom", "DNS:$name", r"\$name"),
     ),
 )
-def test_a_bad_text_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_text_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1352,44 +1367,24 @@ CA_TRUE = "critical, CA:TRUE"
     [
         *table(
             ROOT,
-            ("extensions/basicConstraints", "CA:TRUE", CA_TRUE, "critical"),
-            ("extensions/basicConstraints", "critical, CA:FALSE", CA_TRUE, "CA:TRUE"),
-            (
-                "extensions/basicConstraints",
-                f"{CA_TRUE}, pathlen:-1",
-                f"{CA_TRUE}, pathlen:1",
-                "len",
-            ),
-            (
-                "extensions/basicConstraints",
-                f"{CA_TRUE}, pathlen:x",
-                f"{CA_TRUE}, pathlen:0",
-                "len",
-            ),
-            ("extensions/keyUsage", "keyCertSign", "keyCertSign, cRLSign", "cRLSign"),
+            (BASIC, "CA:TRUE", CA_TRUE, "critical"),
+            (BASIC, "critical, CA:FALSE", CA_TRUE, "CA:TRUE"),
+            (BASIC, f"{CA_TRUE}, pathlen:-1", f"{CA_TRUE}, pathlen:1", "len"),
+            (BASIC, f"{CA_TRUE}, pathlen:x", f"{CA_TRUE}, pathlen:0", "len"),
+            (USAGE, "keyCertSign", "keyCertSign, cRLSign", "cRLSign"),
             ("extensions/subjectKeyIdentifier", "critical, hash", "hash", "not.*critical"),
             ("extensions/subjectKeyIdentifier", "none", "hash", "hash"),
         ),
         *table(
             MASTER,
-            ("extensions/authorityKeyIdentifier", "issuer", "keyid", "keyid"),
-            ("extensions/authorityKeyIdentifier", "critical, keyid", "keyid", "not.*critical"),
+            (ABOVE, "issuer", "keyid", "keyid"),
+            (ABOVE, "critical, keyid", "keyid", "not.*critical"),
+            (ABOVE, "keyid:always, issuer", "keyid:always", "keyid"),
+            (NAMES, "allowed;DNS:a", "permitted;DNS:a", "permitted"),
+            (NAMES, "permitted:DNS:a", "permitted;DNS:.a", "permitted"),
+            (NAMES, "excluded;IP:10.0.0.1/8", "excluded;IP:10.0.0.0/8", "bits"),
             (
-                "extensions/authorityKeyIdentifier",
-                "keyid:always, issuer",
-                "keyid:always",
-                "keyid",
-            ),
-            ("extensions/nameConstraints", "allowed;DNS:a", "permitted;DNS:a", "permitted"),
-            ("extensions/nameConstraints", "permitted:DNS:a", "permitted;DNS:.a", "permitted"),
-            (
-                "extensions/nameConstraints",
-                "excluded;IP:10.0.0.1/8",
-                "excluded;IP:10.0.0.0/8",
-                "bits",
-            ),
-            (
-                "extensions/nameConstraints",
+                NAMES,
                 "critical, excluded;IP:10.0.0.0/255.0.255.0",
                 "critical, excluded;IP:10.0.0.0/255.255.0.0",
                 "mask|network",
@@ -1397,7 +1392,7 @@ CA_TRUE = "critical, CA:TRUE"
         ),
     ],
 )
-def test_a_bad_extension_of_a_ca_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_extension_of_a_ca_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1407,12 +1402,12 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
 @cases(
     table(
         NODE,
-        ("extensions/basicConstraints", "CA:TRUE", "CA:FALSE", "CA:FALSE|none under nodes"),
-        ("extensions/basicConstraints", "CA:FALSE, pathlen:0", "CA:FALSE", "pathlen"),
-        ("extensions/keyUsage", "digitalSignature, cRLSign", "digitalSignature", "no node"),
-        ("extensions/keyUsage", "digitalSignature, flying", "keyAgreement", "keyAgreement"),
-        ("extensions/keyUsage", "keyAgreement, keyAgreement", "keyAgreement", "twice"),
-        ("extensions/extendedKeyUsage", "coffee", "serverAuth", "coffee|OID|identifier"),
+        (BASIC, "CA:TRUE", "CA:FALSE", "CA:FALSE|none under nodes"),
+        (BASIC, "CA:FALSE, pathlen:0", "CA:FALSE", "pathlen"),
+        (USAGE, "digitalSignature, cRLSign", "digitalSignature", "no node"),
+        (USAGE, "digitalSignature, flying", "keyAgreement", "keyAgreement"),
+        (USAGE, "keyAgreement, keyAgreement", "keyAgreement", "twice"),
+        (PURPOSE, "coffee", "serverAuth", "coffee|OID|identifier"),
         ("extensions/certificatePolicies", "1.40.1", "1.39.1", "form"),
         (SAN, "localhost", "DNS:localhost", "DNS"),
         (SAN, "DNS:localhost,", "DNS:localhost, DNS:node", "form"),
@@ -1426,20 +1421,10 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         (SAN, "IP:localhost", "IP:127.0.0.1", "address"),
         (SAN, "email:robot", "email:robot@robots.example", "not a valid email name"),
         ("extensions/crlDistributionPoints", "http://a/", "URI:http://a/", "URI:"),
-        ("extensions/authorityInfoAccess", "OCSP;http://a/", "OCSP;URI:http://a/", "URI:"),
-        (
-            "extensions/authorityInfoAccess",
-            "w;URI:a:b",
-            "caIssuers;URI:a:b",
-            "OCSP|OID|identifier",
-        ),
-        (
-            "extensions/authorityInfoAccess",
-            "critical, OCSP;URI:a:b",
-            "OCSP;URI:a:b",
-            "not.*critical",
-        ),
-        ("extensions/nameConstraints", "permitted;DNS:a", "~", r"\bCA\b"),
+        (ACCESS, "OCSP;http://a/", "OCSP;URI:http://a/", "URI:"),
+        (ACCESS, "w;URI:a:b", "caIssuers;URI:a:b", "OCSP|OID|identifier"),
+        (ACCESS, "critical, OCSP;URI:a:b", "OCSP;URI:a:b", "not.*critical"),
+        (NAMES, "permitted;DNS:a", "~", r"\bCA\b"),
         (OID, "DER:050", "DER:05 00", "DER:"),
         ("extensions/1.3.6.1.5.5.7.1.24", "DER:5641", "DER:3003020105", "asn1"),
         ("extensions/2.5.29.18", "DER:3002a300", "DER:30058203613162", "not supported"),
@@ -1447,7 +1432,7 @@ SAN, OID = "extensions/subjectAltName", "extensions/1.3.6.1.4.1.99999.1"
         ("extensions/2.5.29.19", "DER:3000", "~", "field"),
     ),
 )
-def test_a_bad_extension_of_a_node_is_refused(compare: Compare, case: Case) -> None:
+def test_a_bad_extension_of_a_node_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1462,7 +1447,7 @@ BAD_NAMES = [
 
 @cases(
     [
-        Case(small().replace(f"{name}:\n", f"{bad}:\n"), small(), place, "form|name|quotes")
+        Twins(small().replace(f"{name}:\n", f"{bad}:\n"), small(), place, "form|name|quotes")
         for name, place, bads in [
             ("    node", "keys.nodes", BAD_NAMES),
             ("  master", "keys", ["../x", OUTSIDE, '""']),
@@ -1470,14 +1455,14 @@ BAD_NAMES = [
         for bad in [name[: -len(name.strip())] + bad for bad in bads]
     ],
 )
-def test_a_name_that_is_no_folder_is_refused(compare: Compare, case: Case) -> None:
+def test_a_name_that_is_no_folder_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
     assert not os.path.lexists(OUTSIDE)
 
 
 @cases(
     [
-        Case(
+        Twins(
             small().replace("    node:\n", f"    {name}:\n"),
             small().replace("    node:\n", f"    {name}2:\n"),
             "keys.nodes",
@@ -1486,7 +1471,7 @@ def test_a_name_that_is_no_folder_is_refused(compare: Compare, case: Case) -> No
         for name in ("root", "master")
     ],
 )
-def test_a_name_under_keys_and_under_nodes_is_refused(compare: Compare, case: Case) -> None:
+def test_a_name_under_keys_and_under_nodes_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 

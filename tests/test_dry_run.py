@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import (
+from configurations import add_client2, configure, edit
+from folders import drop, keep_only, record, seldom, tree
+from needs import needs
+from running import (
     DEADLINE,
     GENERATE,
     PHRASES,
     Terminal,
-    configure,
     environment,
     generate,
+    later,
+    poll,
     run,
 )
-from folders import add_client2, drop, edit, keep_only, later, record, seldom, tree
-from needs import needs
-from programs import poll
 
 # --- The same lines, and nothing written -----------------------------------------------------
 
 
-class Case(NamedTuple):
+class Situation(NamedTuple):
     """A folder, and a run on it."""
 
     prepare: Callable[[Path], object]  # changes a copy of the keys that the shipped YAML makes
@@ -140,30 +141,30 @@ def many(folder: Path) -> None:
 
 
 CASES = {
-    "all-is-new": Case(start_again),
-    "nothing-to-do": Case(nothing),
-    "a-node-is-new": Case(add_client2),
-    "many-are-new": Case(many),
-    "renew": Case(nothing, ("--renew", "server", "master")),
-    "renew-what-is-due": Case(nothing, ("--renew",), "+300 days"),
-    "renewal-is-refused": Case(change_the_ca, ("--renew", "master"), wrong=1),
-    "all-is-due": Case(nothing, (), "+300 days"),
-    "all-has-expired": Case(nothing, (), "+4000 days", wrong=1),
-    "revoke-a-node": Case(nothing, ("--revoke", "server")),
-    "revoke-a-ca": Case(nothing, ("--revoke", "master", "--reason", "keyCompromise")),
-    "revoke-below-a-broken-root": Case(break_root, ("--revoke", "server"), wrong=1),
-    "revoke-below-a-revoked-ca": Case(revoke_master, ("--revoke", "server"), wrong=1),
-    "request-was-left": Case(leave_a_request, ("--renew", "server")),
-    "request-is-made": Case(ask_elsewhere, wrong=1),
-    "request-is-signed": Case(be_asked),
-    "ca-is-damaged": Case(damage, wrong=1),
-    "parts-are-left": Case(leave_parts),
-    "derived-is-lost": Case(lose_the_derived),
-    "record-is-lost": Case(forget_a_record),
-    "keys-is-a-file": Case(put_a_file, wrong=1),
-    "keys-leads-nowhere": Case(link_nowhere, wrong=1),
-    "name-is-unknown": Case(nothing, ("--renew", "robot"), wrong=2),
-    "quiet": Case(damage, ("-q",), wrong=1),
+    "all-is-new": Situation(start_again),
+    "nothing-to-do": Situation(nothing),
+    "a-node-is-new": Situation(add_client2),
+    "many-are-new": Situation(many),
+    "renew": Situation(nothing, ("--renew", "server", "master")),
+    "renew-what-is-due": Situation(nothing, ("--renew",), "+300 days"),
+    "renewal-is-refused": Situation(change_the_ca, ("--renew", "master"), wrong=1),
+    "all-is-due": Situation(nothing, (), "+300 days"),
+    "all-has-expired": Situation(nothing, (), "+4000 days", wrong=1),
+    "revoke-a-node": Situation(nothing, ("--revoke", "server")),
+    "revoke-a-ca": Situation(nothing, ("--revoke", "master", "--reason", "keyCompromise")),
+    "revoke-below-a-broken-root": Situation(break_root, ("--revoke", "server"), wrong=1),
+    "revoke-below-a-revoked-ca": Situation(revoke_master, ("--revoke", "server"), wrong=1),
+    "request-was-left": Situation(leave_a_request, ("--renew", "server")),
+    "request-is-made": Situation(ask_elsewhere, wrong=1),
+    "request-is-signed": Situation(be_asked),
+    "ca-is-damaged": Situation(damage, wrong=1),
+    "parts-are-left": Situation(leave_parts),
+    "derived-is-lost": Situation(lose_the_derived),
+    "record-is-lost": Situation(forget_a_record),
+    "keys-is-a-file": Situation(put_a_file, wrong=1),
+    "keys-leads-nowhere": Situation(link_nowhere, wrong=1),
+    "name-is-unknown": Situation(nothing, ("--renew", "robot"), wrong=2),
+    "quiet": Situation(damage, ("-q",), wrong=1),
 }
 OFTEN = (
     "all-is-new",

@@ -16,41 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    CLIENT,
-    DEADLINE,
-    PHRASES,
-    SERVER,
-    Server,
-    Terminal,
-    ask,
-    client,
-    configure,
-    connect,
-    environment,
-    generate,
-    run,
-)
+from certificates import authority, certificate, issue, lists, make_list, on_list, pem, purpose
+from configurations import configure, edit
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from folders import edit
+from exchanges import ANSWERED, SERVED, Server, ask, client, connect
 from needs import needs
+from running import CLIENT, DEADLINE, PHRASES, SERVER, Terminal, environment, generate, run
 
-SERVED = "accepted\nread: [hola]\nclosed\n"
-ANSWERED = "connected\nread: [hello]\n"
 PROMPT = "Enter PEM pass phrase:"
 UNTRUSTED = "unable to get (local )?issuer|self.signed|signature failure"
 PEM_FILES = ["key.pem", "fullchain.pem", "ca.pem", "crl.pem"]
@@ -60,86 +36,18 @@ Serve = Callable[..., Server]
 # --- What the tests make ---------------------------------------------------------------------
 
 
-def authority(folder: Path, name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """Return a CA's certificate and key."""
-    phrase = PHRASES["SROS_ROOT_PASSPHRASE" if name == "root" else "SROS_PASSPHRASE"]
-    key = load_pem_private_key((folder / f"keys/{name}/key.pem").read_bytes(), phrase.encode())
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return certificate(folder / f"keys/{name}/cert.pem"), key
+def put_list(folder: Path, node: str, serial_number: int) -> None:
+    """Replace master's list in a node's crl.pem by a newer one that revokes a certificate."""
+    path, master = folder / "keys" / node / "crl.pem", folder / "keys/master"
+    newer = make_list(master, "sros", 9_999_999_999, on_list(serial_number))
+    (roots,) = [x for x in lists(path) if x.issuer != certificate(master / "cert.pem").subject]
+    path.write_bytes(newer + pem(roots))
 
 
-def certificate(path: Path) -> x509.Certificate:
-    """Return a PEM file's first certificate."""
-    return x509.load_pem_x509_certificate(path.read_bytes())
-
-
-def put_list(
-    folder: Path, node: str, ca: str, serial: int, expires: timedelta = timedelta(days=9)
-) -> None:
-    """Replace a CA's list in a node's crl.pem by a newer one that revokes a serial number."""
-    issuer, key = authority(folder, ca)
-    now = datetime.now(timezone.utc)
-    entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
-    newer = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(issuer.subject)
-        .last_update(now - timedelta(days=10))
-        .next_update(now + expires)
-        .add_revoked_certificate(entry)
-        .add_extension(x509.CRLNumber(9_999_999_999), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / f"keys/{node}/crl.pem"
-    lists = re.findall(
-        r"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----\n", path.read_text(), re.S
-    )
-    kept = [t for t in lists if x509.load_pem_x509_crl(t.encode()).issuer != issuer.subject]
-    assert len(lists) == 2 and len(kept) == 1
-    path.write_text(newer.public_bytes(Encoding.PEM).decode() + "".join(kept))
-
-
-def issue(folder: Path, node: str, name: str) -> None:
-    """Give a node a new key and certificate, made here by the master CA."""
-    issuer, signer = authority(folder, "master")
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(timezone.utc)
-    purpose = (
-        ExtendedKeyUsageOID.SERVER_AUTH
-        if node == "server"
-        else ExtendedKeyUsageOID.CLIENT_AUTH
-    )
-    authority_key = signer.public_key()
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=9))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
-        )
-        .add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
-        )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False
-        )
-        .sign(signer, hashes.SHA256())
-    )
-    chain = made.public_bytes(Encoding.PEM) + issuer.public_bytes(Encoding.PEM)
-    (folder / f"keys/{node}/fullchain.pem").write_bytes(chain)
-    (folder / f"keys/{node}/key.pem").write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+def rename(folder: Path, node: str, name: str) -> None:
+    """Give a node a new key, and a certificate for any name by the master CA."""
+    master = authority(folder / "keys/master", "sros")
+    issue(master, name, purpose=purpose(node)).write(folder / "keys" / node)
 
 
 def remake(folder: Path, node: str, **fields: object) -> None:
@@ -709,7 +617,7 @@ def test_sighup_reads_a_newer_revocation_list(copy: Path, serve: Serve) -> None:
     assert client(server.port, keys).stdout == ANSWERED
     with connect(server.port, keys) as held:
         assert ask(held, b"hola") == b"hello"
-        put_list(copy, "server", "master", certificate(keys / "cert.pem").serial_number)
+        put_list(copy, "server", certificate(keys / "cert.pem").serial_number)
         assert client(server.port, keys).stdout == ANSWERED
         server.process.send_signal(signal.SIGHUP)
         server.wait_for(lambda: client(server.port, keys).returncode == 1)
@@ -873,8 +781,8 @@ def test_hostile_answers_are_escaped_and_forge_no_line(made: Path) -> None:
 
 
 def test_a_hostile_subject_is_escaped_where_verbose_shows_it(copy: Path, serve: Serve) -> None:
-    issue(copy, "client", "x\nclosed\x1b[2J\u2028\u202ex")
-    issue(copy, "server", "y\nconnected\x1b[2J\u2028\u202ey")
+    rename(copy, "client", "x\nclosed\x1b[2J\u2028\u202ex")
+    rename(copy, "server", "y\nconnected\x1b[2J\u2028\u202ey")
     server = serve("-v", "-k", str(copy / "keys/server"))
     result = client(server.port, copy / "keys/client", "-v")
     assert (result.returncode, result.stdout) == (0, ANSWERED)

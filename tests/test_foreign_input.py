@@ -16,32 +16,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import configure, generate, openssl, run, without_ciphers
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import ExtensionOID
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     NEW_KEY,
     SERVER_EXTENSIONS,
     SUBJECT,
-    Result,
     certificate,
-    complaints,
-    drop,
-    edit,
-    faults,
-    fine,
     judge,
-    keep_only,
     revoked_serials,
-    seldom,
     serial,
-    states,
-    tree,
+    sign,
 )
+from configurations import configure, edit, without_ciphers
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtensionOID
+from folders import drop, keep_only, seldom, tree
 from needs import needs
+from running import Result, complaints, faults, fine, generate, openssl, run, states
 
 pytestmark = pytest.mark.slow  # what other programs make, they make slowly
 Keys = dict[str, Any]
@@ -1023,10 +1016,7 @@ def signed_elsewhere(folder: Path, name: str, number: str, out: Path) -> None:
     request = folder / "request.pem"
     key = folder / "keys" / name / "key.pem"
     openssl("req", "-new", "-key", key, "-subj", SUBJECT + name, "-out", request)
-    ca = folder / "keys/master"
-    pair = ("-CA", ca / "cert.pem", "-CAkey", ca / "key.pem", "-set_serial", number)
-    how = ("-days", "300", "-extfile", "/dev/stdin", "-out", out)
-    openssl("x509", "-req", "-in", request, *pair, *how, stdin=SERVER_EXTENSIONS)
+    sign(request, folder / "keys/master", "", SERVER_EXTENSIONS, out, "-set_serial", number)
     request.unlink()
 
 

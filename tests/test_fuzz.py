@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import re
 import shutil
-import signal
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_network
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pytest
 import yaml
-from conftest import GENERATE, PHRASES, ROOT, generate
+from certificates import CA, certificate, certify, issue, lists, pem
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
-from folders import DERIVED, certificate, lists
+from folders import DERIVED
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from OpenSSL import crypto
-
-import simple_key_generation
+from running import GENERATE, PHRASES, ROOT, Result, fine, generate, generate_here
 
 STRICT = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CHECK_SS_SIGNATURE
 STRICT |= crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # None: where tempfile puts it
-ENVIRONMENT = PHRASES
 PREFIX = f"{GENERATE.name}: "
 NOT_CONFIGURATION = [  # status 1: what the environment lacks, and what only OpenSSL can judge
     r"\w+: is not set, and there is no terminal to ask on",
@@ -99,79 +92,34 @@ OPTIONAL = [
 OPTIONAL += ["subjectAltName", "OID"]  # for CAs and nodes
 
 
-# --- The script, in this process and fresh for each example ----------------------------------
+# --- The script, for each example ------------------------------------------------------------
 
 
-class Result(NamedTuple):
-    """What a run ended with, and when it was at work."""
-
-    status: int
-    out: str
-    err: str
-    begun: datetime
-    ended: datetime
-
-    @property
-    def lines(self) -> list[str]:
-        """The complaints, each of which is one line that says what it is."""
-        lines = self.err.split("\n")
-        assert lines.pop() == "", self.err
-        assert all(line.isprintable() for line in lines), self.err
-        assert all(re.match(f"{PREFIX}(error|warning): ", line) for line in lines), self.err
-        return [line.removeprefix(PREFIX) for line in lines]
+Clock = tuple[datetime, datetime]  # what a run takes for now, at the earliest and the latest
+# The script's clock is a second behind, for OpenSSL's may be as well.
+TICK = timedelta(seconds=1)
 
 
-def hangs(_signal: int, _frame: FrameType | None) -> None:
-    """End a run that takes too long, by what is no Exception: the script can't catch it."""
-    pytest.fail("hangs")
+def run_here(folder: Path) -> tuple[Result, Clock]:
+    """Run the script in this process, which takes a fifth of a new one's time."""
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    return generate_here(folder, now=now), (now - TICK, now - TICK)
 
 
-def now() -> datetime:
-    """Return what the script takes for now at the earliest: a second ago."""
-    return datetime.now(timezone.utc).replace(microsecond=0) - timedelta(seconds=1)
+def run_process(folder: Path) -> tuple[Result, Clock]:
+    """Run the script as a process."""
+    begun = datetime.now(timezone.utc).replace(microsecond=0)
+    result = generate(folder)
+    return result, (begun - TICK, datetime.now(timezone.utc))
 
 
-def opened() -> set[str]:
-    """Return the open file descriptors, less the one that this listing takes."""
-    return {fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")}
-
-
-def main(folder: Path) -> Result:
-    """Run the script's main() in this process, which takes a fifth of a new one's time."""
-    out, err, begun = io.StringIO(), io.StringIO(), now()
-    before, there = opened(), os.getcwd()
-    handler = signal.signal(signal.SIGALRM, hangs)
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, ENVIRONMENT, clear=True))
-        stack.enter_context(
-            mock.patch("getpass.getpass", side_effect=EOFError)
-        )  # nobody types
-        stack.enter_context(
-            mock.patch.object(os, "sync")
-        )  # ten thousand of them stop other processes
-        stack.enter_context(redirect_stdout(out))
-        stack.enter_context(redirect_stderr(err))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("error")
-        signal.setitimer(signal.ITIMER_REAL, 20)
-        try:
-            os.chdir(folder)
-            status = simple_key_generation.main([])
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-            os.chdir(there)
-    assert opened() == before, "files left open"
-    return Result(status, out.getvalue(), err.getvalue(), begun, datetime.now(timezone.utc))
-
-
-def process(folder: Path) -> Result:
-    """Run the script in a folder as a process."""
-    begun = now()
-    result = generate(folder, env=ENVIRONMENT)
-    return Result(
-        result.returncode, result.stdout, result.stderr, begun, datetime.now(timezone.utc)
-    )
+def lines_of(result: Result) -> list[str]:
+    """Return a run's complaints, each of which is one line that says what it is."""
+    lines = result.stderr.split("\n")
+    assert lines.pop() == "", result.stderr
+    assert all(line.isprintable() for line in lines), result.stderr
+    assert all(re.match(f"{PREFIX}(error|warning): ", line) for line in lines), result.stderr
+    return [line.removeprefix(PREFIX) for line in lines]
 
 
 @contextmanager
@@ -258,9 +206,9 @@ class Want(NamedTuple):
     extensions: dict[x509.ObjectIdentifier, tuple[x509.ExtensionType | None, bool]]
 
 
-def accepted(result: Result, folder: Path, wants: dict[str, Want]) -> None:
+def accepted(result: Result, clock: Clock, folder: Path, wants: dict[str, Want]) -> None:
     """Require that a run made what the YAML says, and nothing else."""
-    assert (result.status, result.err) == (0, "")
+    fine(result)
     assert {path.name for path in (folder / "keys").iterdir()} == {*wants}
     verify(folder / "keys")
     for name, want in wants.items():
@@ -273,8 +221,8 @@ def accepted(result: Result, folder: Path, wants: dict[str, Want]) -> None:
         attributes = [each for rdn in made.subject.rdns for each in rdn]
         assert [(each.oid, each.value) for each in attributes] == want.subject
         has_key_and_digest(made, want, signer)
-        has_times(made, name, wants, result)
-        has_list(made, folder / "keys" / name, want, result)
+        has_times(made, name, wants, clock)
+        has_list(made, folder / "keys" / name, want, clock)
         has_extensions(made, issuer, want)
 
 
@@ -293,27 +241,25 @@ def has_key_and_digest(made: x509.Certificate, want: Want, signer: Want) -> None
         assert digest is None
 
 
-def has_times(
-    made: x509.Certificate, name: str, wants: dict[str, Want], result: Result
-) -> None:
+def has_times(made: x509.Certificate, name: str, wants: dict[str, Want], clock: Clock) -> None:
     """Require an entry's begin, and its end or an earlier one of an issuer."""
     want = wants[name]
-    begin, end = times(want, "notBefore", result)
+    begin, end = times(want, "notBefore", clock)
     assert begin <= made.not_valid_before_utc <= end
-    ends = [times(want, "notAfter", result)]
+    ends = [times(want, "notAfter", clock)]
     while want.issuer:
         want = wants[want.issuer]
-        ends.append(times(want, "notAfter", result))
+        ends.append(times(want, "notAfter", clock))
     assert min(x for x, _ in ends) <= made.not_valid_after_utc <= min(x for _, x in ends)
 
 
-def has_list(made: x509.Certificate, path: Path, want: Want, result: Result) -> None:
+def has_list(made: x509.Certificate, path: Path, want: Want, clock: Clock) -> None:
     """Require that a CA has a list, which ends when it shall, or with the CA."""
     if not (path / "issued").exists() and "nextUpdate" not in want.times:
         return
     (own,) = lists(path / "crl.pem")
     field = "nextUpdate" if "nextUpdate" in want.times else "notAfter"
-    first, last = times(want, field, result)
+    first, last = times(want, field, clock)
     assert own.next_update_utc
     assert min(first, made.not_valid_after_utc) <= own.next_update_utc
     assert own.next_update_utc <= min(last, made.not_valid_after_utc)
@@ -333,22 +279,25 @@ def has_extensions(made: x509.Certificate, issuer: x509.Certificate, want: Want)
     assert {each.oid: (each.value, each.critical) for each in made.extensions} == extensions
 
 
-def times(want: Want, field: str, result: Result) -> tuple[datetime, datetime]:
+def times(want: Want, field: str, clock: Clock) -> tuple[datetime, datetime]:
     """Return the first and the last moment that a field can mean."""
     value = want.times.get(field, timedelta())
     if isinstance(value, datetime):
         return value, value
-    return result.begun + value, result.ended + value
+    earliest, latest = clock
+    return earliest + value, latest + value
 
 
 def in_one_line_or_right(result: Result, folder: Path) -> int:
     """Require one line and nothing written, or that all certificates verify."""
-    lines = result.lines
-    if result.status == 2:
-        assert (len(lines), result.out, (folder / "keys").exists()) == (1, "", False), result
+    lines = lines_of(result)
+    if result.returncode == 2:
+        assert (len(lines), result.stdout, (folder / "keys").exists()) == (1, "", False), (
+            result
+        )
         assert lines[0].startswith("error: sros_config.yml: ")
         return 2
-    assert result.status == int(bool(lines)), result
+    assert result.returncode == int(bool(lines)), result
     for line in lines:
         text = line.removeprefix("error: ")
         allowed = [form for form in NOT_CONFIGURATION if re.fullmatch(form, text)]
@@ -356,7 +305,7 @@ def in_one_line_or_right(result: Result, folder: Path) -> int:
         if allowed[0] in NOT_CONFIGURATION[:2]:
             assert not (folder / "keys").exists(), result
     verify(folder / "keys")
-    return result.status
+    return result.returncode
 
 
 # --- Configurations that are valid, and what they mean ---------------------------------------
@@ -671,11 +620,12 @@ def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(
 
     def check(hierarchy: Hierarchy) -> None:
         with scratch(hierarchy.text) as folder:
-            accepted(main(folder), folder, hierarchy.wants)
+            result, clock = run_here(folder)
+            accepted(result, clock, folder, hierarchy.wants)
             before = {path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")}
-            again = main(folder)
-            assert again.status == 0
-            assert all("is due for --renew" in each for each in again.lines)
+            again = generate_here(folder)
+            assert again.returncode == 0
+            assert all("is due for --renew" in each for each in lines_of(again))
             assert {
                 path: path.read_bytes() for path in folder.glob("keys/*/cert.pem")
             } == before
@@ -892,7 +842,8 @@ def refused_or_right(examples: int, strategy: st.SearchStrategy[Any]) -> Counter
 
     def check(text: str | bytes) -> None:
         with scratch(text) as folder:
-            seen[in_one_line_or_right(main(folder), folder)] += 1
+            result = generate_here(folder)
+            seen[in_one_line_or_right(result, folder)] += 1
 
     fuzz(examples, strategy, check)
     return seen
@@ -980,8 +931,7 @@ def test_an_extension_is_certified_as_it_is_written(examples: int) -> None:
     def check(drawn: tuple[str, str, bool, x509.ExtensionType | None, bool]) -> None:
         field, written, is_ca, value, critical = drawn
         with scratch(tiny(**{"ca" if is_ca else "node": {field: written}})) as folder:
-            result = main(folder)
-            assert (result.status, result.err) == (0, "")
+            fine(generate_here(folder))
             verify(folder / "keys")
             made = certificate(
                 folder / "keys" / ("root" if is_ca else "node") / "cert.pem"
@@ -1066,15 +1016,15 @@ def test_times_are_certified_as_they_are_written(examples: int) -> None:
     def check(drawn: tuple[tuple[str, Any], tuple[str, Any]]) -> None:
         (first, begins), (last, ends) = drawn
         with scratch(tiny(notBefore=first, notAfter=last)) as folder:
-            result = main(folder)
-            assert (result.status, result.err) == (0, "")
+            result, clock = run_here(folder)
+            fine(result)
             made = certificate(folder / "keys" / "node" / "cert.pem")
             want = Want(None, "", None, [], {"notBefore": begins, "notAfter": ends}, {})
             for field, found in (
                 ("notBefore", made.not_valid_before_utc),
                 ("notAfter", made.not_valid_after_utc),
             ):
-                early, late = times(want, field, result)
+                early, late = times(want, field, clock)
                 assert early <= found <= late
 
     fuzz(examples, st.tuples(moment(True), moment(False)), check)
@@ -1119,20 +1069,12 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "keys" / "client" / "csr.pem").write_bytes(
         request.public_bytes(serialization.Encoding.PEM)
     )
-    root = certificate(folder / "keys" / "root" / "cert.pem")
-    higher = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Company")])
-    builder = x509.CertificateBuilder(higher, root.subject, root.public_key()).serial_number(7)
-    builder = builder.not_valid_before(root.not_valid_before_utc).not_valid_after(
-        root.not_valid_after_utc
-    )
-    for extension in root.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    cross = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-    (folder / "keys" / "root" / "cross.pem").write_bytes(
-        cross.public_bytes(serialization.Encoding.PEM)
-    )
-    result = main(folder)
-    assert (result.status, result.err) == (0, "")
+    root = certificate(folder / "keys/root/cert.pem")
+    company, days = issue(None, "Company", CA), (-1, 4000)
+    own = {str(each.oid): (each.value, each.critical) for each in root.extensions}
+    cross = certify(company, root.subject, root.public_key(), days, own=None, **own)
+    (folder / "keys/root/cross.pem").write_bytes(pem(cross))
+    fine(generate_here(folder))
     return folder
 
 
@@ -1175,16 +1117,16 @@ def harm(damage: Damage, path: Path, files: list[Path], foreign: Path) -> list[P
     return [path]
 
 
-State = tuple[int, bytes | str | None]  # the mode, and what a file has or a link names
-States = dict[Path, State]
+Mark = tuple[int, bytes | str | None]  # the mode, and what a file has or a link names
+Marks = dict[Path, Mark]
 
 
-def states(folder: Path, names: Collection[Path]) -> States:
+def marks_of(folder: Path, names: Collection[Path]) -> Marks:
     """Return what stands at each of the names in a folder."""
-    return {name: state(folder / name) for name in names}
+    return {name: mark_of(folder / name) for name in names}
 
 
-def state(path: Path) -> State:
+def mark_of(path: Path) -> Mark:
     """Return what stands at a path."""
     if path.is_symlink():
         return path.lstat().st_mode, os.readlink(path)
@@ -1197,7 +1139,7 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
 ) -> None:
     """Kept files are never overwritten. Derived ones are right, or an error says why."""
     names = sorted(path.relative_to(whole) for path in whole.glob("keys/**/*.pem"))
-    original = states(whole, names)
+    original = marks_of(whole, names)
 
     def check(drawn: list[tuple[Path, Damage]]) -> None:
         with scratch() as place:
@@ -1209,18 +1151,17 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
                     others = sorted(strangers.glob(f"keys/{name.parts[1]}/**/{name.name}"))
                     others += sorted(strangers.glob("keys/*/issued/*.pem"))
                     harmed |= {*harm(damage, folder / name, files, others[0])}
-            before = states(folder, names)
-            result = main(folder)
-            complaints = [each for each in result.lines if each.startswith("error: ")]
-            assert result.status == int(bool(complaints)), result
-            nothing_is_lost(original, before, states(folder, names), result)
+            before = marks_of(folder, names)
+            result = generate_here(folder)
+            complaints = [each for each in lines_of(result) if each.startswith("error: ")]
+            assert result.returncode == int(bool(complaints)), result
+            nothing_is_lost(original, before, marks_of(folder, names), result)
             undo(harmed, whole, folder)
-            result = main(folder)
-            assert (result.status, result.err) == (0, "")
+            fine(generate_here(folder))
             assert {path.relative_to(folder) for path in folder.glob("keys/**/*.pem")} == {
                 *names
             }
-            after = states(folder, names)
+            after = marks_of(folder, names)
             assert all(after[name][1] == original[name][1] for name in names)
 
     damages = st.builds(Damage, st.sampled_from(KINDS), PARTS, PARTS)
@@ -1229,11 +1170,11 @@ def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_un
     verify(whole / "keys")
 
 
-def nothing_is_lost(original: States, before: States, after: States, result: Result) -> None:
+def nothing_is_lost(original: Marks, before: Marks, after: Marks, result: Result) -> None:
     """Require kept files as before, and right derived ones unless there is an error."""
     for name in original:
         if is_derived(name):
-            assert result.status == 1 or after[name][1] == original[name][1]
+            assert result.returncode == 1 or after[name][1] == original[name][1]
         elif name.name == "crl.pem":
             # A CA's list may get back the form that it had.
             assert after[name] in (before[name], original[name]), (name, result)
@@ -1267,8 +1208,9 @@ def test_the_same_holds_for_the_script_as_a_process(examples: int) -> None:
     def check(drawn: tuple[Hierarchy, str]) -> None:
         hierarchy, text = drawn
         with scratch(hierarchy.text) as folder:
-            accepted(process(folder), folder, hierarchy.wants)
+            result, clock = run_process(folder)
+            accepted(result, clock, folder, hierarchy.wants)
         with scratch(text) as folder:
-            in_one_line_or_right(process(folder), folder)
+            in_one_line_or_right(generate(folder), folder)
 
     fuzz(examples, st.tuples(hierarchies(2), damaged()), check)

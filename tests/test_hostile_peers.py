@@ -23,36 +23,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-import conftest
+import exchanges
 import pytest
-from conftest import (
-    CLIENT,
-    DEADLINE,
-    PHRASES,
-    SERVER,
-    Server,
-    ask,
-    client,
-    environment,
-    openssl,
-    run,
-)
+from certificates import NEW_KEY, Identity, authority, certify, purpose
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from folders import NEW_KEY
+from cryptography.x509.oid import NameOID
+from exchanges import Server, ask, client
 from needs import skip
+from running import CLIENT, DEADLINE, PHRASES, SERVER, environment, openssl, run
 
 pytestmark = pytest.mark.slow
 MAX_LINE = 65536  # bytes, with its newline: the design's
@@ -235,7 +217,7 @@ def tune(
     """Start servers with other constants or limits, given as lines of Python."""
 
     def start(*settings: str, env: dict[str, str] = PHRASES) -> Server:
-        monkeypatch.setattr(conftest, "SERVER", tuned(SERVER, tmp_path, *settings))
+        monkeypatch.setattr(exchanges, "SERVER", tuned(SERVER, tmp_path, *settings))
         return serve("-k", str(made / "keys/server"), env=env)
 
     return start
@@ -807,20 +789,6 @@ def test_sighup_every_50_ms_loses_no_exchange(
 # --- A refused client always learns why ------------------------------------------------------
 
 
-def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """Return the master CA's certificate and key."""
-    pem = (folder / "keys/master/key.pem").read_bytes()
-    key = load_pem_private_key(pem, PHRASES["SROS_PASSPHRASE"].encode())
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return x509.load_pem_x509_certificate((folder / "keys/master/cert.pem").read_bytes()), key
-
-
-PURPOSES = {
-    "server": ExtendedKeyUsageOID.SERVER_AUTH,
-    "client": ExtendedKeyUsageOID.CLIENT_AUTH,
-}
-
-
 def issue(
     folder: Path,
     made: Path,
@@ -829,33 +797,13 @@ def issue(
     others: x509.ExtensionType,
 ) -> Path:
     """Make a node's folder with a certificate for any names, by the master CA. Return it."""
-    issuer, signer = authority(made)
+    master = authority(made / "keys/master", "sros")
     key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.now(timezone.utc)
-    extensions: list[x509.ExtensionType] = [
-        x509.ExtendedKeyUsage([PURPOSES[node]]),
-        x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
-        others,
-    ]
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name(names))
-        .issuer_name(issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=9))
-    )
-    for extension in extensions:  # a certificate without a subject has critical names
-        builder = builder.add_extension(extension, critical=extension is others and not names)
-    chain = [builder.sign(signer, hashes.SHA256()), issuer]
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    # A certificate without a subject has critical names.
+    extensions = {"purpose": purpose(node), "others": (others, not names)}
+    leaf = certify(master, x509.Name(names), key.public_key(), (-1, 9), **extensions)
     folder.mkdir()
-    (folder / "fullchain.pem").write_bytes(
-        b"".join(x.public_bytes(Encoding.PEM) for x in chain)
-    )
-    (folder / "key.pem").write_bytes(pem)
+    Identity(key, [leaf, *master.chain]).write(folder)
     for name in ("ca.pem", "crl.pem"):
         shutil.copy(made / "keys" / node / name, folder)
     return folder

@@ -16,41 +16,38 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
-from conftest import (
-    DEADLINE,
-    GENERATE,
-    PHRASES,
-    configure,
-    environment,
-    generate,
-    openssl,
-    run,
-)
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     NEW_KEY,
-    NODE_FILES,
     SERVER_EXTENSIONS,
     SUBJECT,
-    add_client2,
     certificate,
-    changed,
-    complaints,
-    drop,
-    edit,
-    faults,
-    fine,
-    keep_only,
-    later,
+    cross_certify,
     lists,
     make_ca,
     make_list,
     number,
-    refused,
+    on_list,
+    serial,
     sign,
-    tree,
+)
+from configurations import add_client2, configure, edit
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from folders import NODE_FILES, changed, drop, keep_only, tree
+from running import (
+    DEADLINE,
+    GENERATE,
+    PHRASES,
+    complaints,
+    environment,
+    faults,
+    fine,
+    generate,
+    later,
+    openssl,
+    refused,
+    run,
     warned,
 )
 
@@ -62,11 +59,7 @@ def with_cross(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the keys in which a higher CA certified the trust anchor: to read only."""
     copy = tmp_path_factory.mktemp("crossed") / "copy"
     shutil.copytree(made, copy)
-    root, request = copy / "keys/root", copy / "root-csr.pem"
-    higher = make_ca(copy / "higher", "higher", "-newkey", "rsa:2048", "-nodes")
-    key = ("-signkey", root / "key.pem", "-passin", "pass:root")
-    openssl("x509", "-x509toreq", "-in", root / "cert.pem", *key, "-out", request)
-    sign(request, higher, "", CA_EXTENSIONS.replace(", pathlen:0", ""), root / "cross.pem")
+    cross_certify(copy / "keys/root", copy / "higher", copy / "keys/root/cross.pem")
     fine(generate(copy, env=None))
     return copy
 
@@ -568,7 +561,7 @@ def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: st
         extensions = SERVER_EXTENSIONS.replace(
             "keyid", "none" if whose == "not strict" else "keyid"
         )
-        sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", digest)
+        sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", f"-{digest}")
     before = tree(waiting)
     result = generate(waiting)
     if whose == "sound":
@@ -587,6 +580,30 @@ def test_a_certificate_must_match_the_request_too(copy: Path) -> None:
     refused(generate(copy), "keys/server/c")
     drop(server, "csr.pem")
     fine(generate(copy))
+
+
+def key_digest(key: Path) -> str:
+    """Return the SHA-256 of a public key, as the sender of a request prints it."""
+    command = 'openssl pkey -in "$0" -pubout -outform DER | sha256sum'
+    return run("bash", "-c", command, key).stdout.split()[0]
+
+
+def test_the_line_of_a_request_shows_the_digest_of_its_key_and_no_other_line_does(
+    copy: Path,
+) -> None:
+    keys = copy / "keys"
+    keep_only(keys / "server")
+    add_client2(copy)
+    files = ("-keyout", copy / "robot.pem", "-out", keys / "server/csr.pem")
+    openssl("req", "-new", *NEW_KEY, *files, "-subj", "/CN=x")
+    lines = fine(generate(copy)).stdout.splitlines()
+    digest = key_digest(copy / "robot.pem")
+    shown = [line.split()[0] for line in lines if "SHA-256" in line]
+    assert shown == ["server"]
+    (line,) = [line for line in lines if digest in line]
+    assert line.endswith(f", key elsewhere, SHA-256 of its key: {digest}")
+    assert "SHA-256" not in fine(generate(copy)).stdout
+    assert digest in fine(generate(copy, "--renew", "server")).stdout
 
 
 @pytest.mark.parametrize("key", ["ec", "rsa:1024", "rsa:2048", "signature"])
@@ -638,7 +655,8 @@ def test_a_request_may_write_its_point_in_the_short_form(copy: Path) -> None:
     openssl(
         "req", "-new", "-key", copy / "short.pem", "-subj", "/CN=x", "-out", server / "csr.pem"
     )
-    fine(generate(copy))
+    result = fine(generate(copy))
+    assert key_digest(copy / "short.pem") in result.stdout
     fine(generate(copy))
     public = openssl("pkey", "-in", copy / "long.pem", "-pubout")
     assert openssl("x509", "-in", server / "cert.pem", "-noout", "-pubkey") == public
@@ -1110,7 +1128,7 @@ def test_a_ca_without_key_and_list_gives_its_nodes_no_list(copy: Path, name: str
 
 def test_a_revoked_certificate_is_an_error(copy: Path) -> None:
     keys = copy / "keys"
-    newest = make_list(keys / "master", "sros", 2, keys / "server/cert.pem")
+    newest = make_list(keys / "master", "sros", 2, on_list(serial(keys / "server")))
     (keys / "master/crl.pem").write_bytes(newest)
     (line,) = refused(generate(copy), "keys/server/cert.pem")
     assert "revoked" in line

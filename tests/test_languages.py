@@ -13,9 +13,11 @@ import pages
 import programs
 import pytest
 import yaml
-from conftest import DEADLINE, Server, client, configure, generate
+from configurations import configure
+from exchanges import Server, client
 from needs import needs_package
 from programs import Program, free_port, paste, recipe, running
+from running import DEADLINE, generate, poll
 
 pytestmark = pytest.mark.slow
 
@@ -224,7 +226,7 @@ def gives_reason(program: Program, log: Path, impostor: str) -> bool:
             re.search(REASONS[impostor], log.read_text(), re.IGNORECASE)
         )
 
-    programs.poll(said, log.read_text)
+    poll(said, log.read_text)
     return True
 
 

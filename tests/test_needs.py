@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from running import ROOT, run
 
 LACKING = """\
 from needs import needs, needs_those_of
@@ -42,6 +42,7 @@ def test_what_is_missing_is_named_in_a_closing_line(
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     (tmp_path / "empty").mkdir()
     env = {"NO_SKIPS": "", **variables, "PATH": str(tmp_path / "empty"), "PYTHONWARNINGS": ""}
+    env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
     result = run(sys.executable, "-m", "pytest", "-q", tmp_path, cwd=tmp_path, env=env)
     assert result.returncode == status, result.stdout
     assert counted in result.stdout

@@ -34,31 +34,26 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
 import pytest
-from conftest import (
+from certificates import judge, make_list, number
+from configurations import add_client2, configure
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from folders import NODE_FILES, drop, tree
+from needs import needs, needs_root, skip
+from running import (
     DEADLINE,
     GENERATE,
     PHRASES,
-    configure,
+    Result,
+    complaints,
     environment,
+    fine,
     generate,
     openssl,
+    poll,
+    refused,
     run,
 )
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from folders import (
-    NODE_FILES,
-    Result,
-    add_client2,
-    complaints,
-    drop,
-    fine,
-    make_list,
-    number,
-    refused,
-    tree,
-)
-from needs import needs, needs_root, skip
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -188,25 +183,17 @@ def hold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hold]:
         command, cwd=folder, env=environment(PHRASES), start_new_session=True
     )
     try:
-        until(lambda: (folder / "socket").exists() or process.poll() is not None)
+        poll(lambda: (folder / "socket").exists() or process.poll() is not None)
         yield functools.partial(Held, str(folder / "socket"))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Poll until a condition holds."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end
-        select.select([], [], [], 0.002)
-
-
 # --- What has to hold ------------------------------------------------------------------------
 
 
-class Case(NamedTuple):
+class Errand(NamedTuple):
     """Something to do: how a folder with all keys is prepared, and what may change."""
 
     prepare: Callable[[Path], object]
@@ -258,15 +245,15 @@ def leave(folder: Path) -> None:
 
 ALTERED = b"altered\n"
 CASES = {
-    "the first run": Case(lambda folder: drop(folder, "keys")),
-    "a new node": Case(add_client2),
-    "a renewal": Case(
+    "the first run": Errand(lambda folder: drop(folder, "keys")),
+    "a new node": Errand(add_client2),
+    "a renewal": Errand(
         configure, ("--renew", "server", "master"), ("server/cert.pem", "master/cert.pem")
     ),
-    "a revocation": Case(revoke_another, ("--revoke", "client"), ("master/crl.pem",)),
-    "a request": Case(request),
-    "derived files": Case(spoil),
-    "what was left": Case(leave),
+    "a revocation": Errand(revoke_another, ("--revoke", "client"), ("master/crl.pem",)),
+    "a request": Errand(request),
+    "derived files": Errand(spoil),
+    "what was left": Errand(leave),
 }
 # The suite has time for one case; `pytest -m slow` runs them all.
 SLOWLY = [
@@ -294,14 +281,14 @@ def contents(keys: Path) -> Files:
     }
 
 
-class Stock(NamedTuple):
+class Holdings(NamedTuple):
     """What must not be lost: the kept files, and each CA's list, number and entries."""
 
     kept: Files
     lists: dict[str, tuple[int, set[int]]]
 
 
-def take_stock(files: Files) -> Stock:
+def take_holdings(files: Files) -> Holdings:
     """Return what a folder has."""
     kept = {name: data for name, data in files.items() if KEPT.fullmatch(name)}
     own = {
@@ -309,13 +296,15 @@ def take_stock(files: Files) -> Stock:
         for ca in CAS
         if f"{ca}/crl.pem" in kept
     }
-    return Stock(
+    return Holdings(
         kept,
         {ca: (number(crl), {each.serial_number for each in crl}) for ca, crl in own.items()},
     )
 
 
-def require_nothing_lost(before: Stock, after: Stock, changes: Sequence[str] = ()) -> None:
+def require_nothing_lost(
+    before: Holdings, after: Holdings, changes: Sequence[str] = ()
+) -> None:
     """Require the same kept files, except for what may change, and no list that is older."""
     for name in before.kept.keys() - {*changes}:
         assert after.kept.get(name) == before.kept[name], name
@@ -349,10 +338,10 @@ def serial_number(pem: bytes) -> int:
     return x509.load_pem_x509_certificate(pem).serial_number
 
 
-def require_sound(keys: Path, before: Stock, case: Case) -> Stock:
+def require_sound(keys: Path, before: Holdings, case: Errand) -> Holdings:
     """Require that all that can be seen in a folder is whole, and that nothing was lost."""
     files = {name: data for name, data in contents(keys).items() if "/." not in f"/{name}"}
-    now = take_stock(files)
+    now = take_holdings(files)
     require_nothing_lost(before, now, case.changes)
     for name, data in files.items():
         assert is_whole(data) or (case.prepare is spoil and data == ALTERED), name
@@ -373,10 +362,10 @@ def require_sound(keys: Path, before: Stock, case: Case) -> Stock:
     return now
 
 
-def require_complete(keys: Path) -> Stock:
+def require_complete(keys: Path) -> Holdings:
     """Require that all is there, that nothing is left over, and that every chain verifies."""
     files, names = contents(keys), {*os.listdir(keys)}
-    now = take_stock(files)
+    now = take_holdings(files)
     assert names >= {*CAS, *NODES}
     assert not [path.name for path in keys.rglob("*") if path.name.startswith(".")]
     for name in names:
@@ -408,26 +397,12 @@ VERDICTS: dict[tuple[bytes, ...], str] = {}
 def verify(folder: Path, *state: bytes) -> str:
     """Have openssl verify a node's certificate by its own folder. Return what is wrong."""
     if state not in VERDICTS:
-        command = [
-            "openssl",
-            "verify",
-            "-x509_strict",
-            "-crl_check_all",
-            "-no-CApath",
-            "-no-CAstore",
-        ]
-        for option, file in {
-            "CRLfile": "crl",
-            "CAfile": "ca",
-            "untrusted": "fullchain",
-        }.items():
-            command += [f"-{option}", str(folder / f"{file}.pem")]
-        result = run(*command, folder / "cert.pem")
-        VERDICTS[state] = "".join(re.findall("lookup: (.*)", result.stderr)) or result.stderr
+        said = judge(folder).stderr
+        VERDICTS[state] = "".join(re.findall("lookup: (.*)", said)) or said
     return VERDICTS[state]
 
 
-def is_revoked(stock: Stock, name: str) -> bool:
+def is_revoked(stock: Holdings, name: str) -> bool:
     """Return whether master's list has all certificates issued under a name, or none."""
     serials = [
         path[:-4].rpartition("-")[2]
@@ -438,7 +413,7 @@ def is_revoked(stock: Stock, name: str) -> bool:
     return found
 
 
-def require_next(hold: Hold, folder: Path, case: Case, before: Stock) -> None:
+def require_next(hold: Hold, folder: Path, case: Errand, before: Holdings) -> None:
     """Require the next run, the same or a plain one, to lose nothing and complete the work."""
     left = require_sound(folder / "keys", before, case)
     if case.arguments:
@@ -589,7 +564,7 @@ def inject(held: Held, call: Call, what: str) -> tuple[Result, list[Call]]:
 def test_killed_before_any_call_that_writes_nothing_is_lost(
     name: str, hold: Hold, prepared: Prepare, trace: Trace, place: Path
 ) -> None:
-    case, before = CASES[name], take_stock(contents(prepared(name) / "keys"))
+    case, before = CASES[name], take_holdings(contents(prepared(name) / "keys"))
 
     def check(folder: Path, call: Call) -> None:
         result, seen = inject(hold(folder, *case.arguments), call, "signal=KILL")
@@ -603,7 +578,7 @@ def test_killed_before_any_call_that_writes_nothing_is_lost(
 def test_killed_at_any_moment_nothing_is_lost(
     name: str, hold: Hold, prepared: Prepare, place: Path
 ) -> None:
-    case, before = CASES[name], take_stock(contents(prepared(name) / "keys"))
+    case, before = CASES[name], take_holdings(contents(prepared(name) / "keys"))
 
     def measure(folder: Path, _: int) -> float:
         held = hold(folder, *case.arguments)
@@ -651,7 +626,7 @@ ERRORS = {
 def test_a_call_that_fails_is_one_line_and_the_next_run_goes_on(
     name: str, step: int, hold: Hold, prepared: Prepare, trace: Trace, place: Path
 ) -> None:
-    case, before = CASES[name], take_stock(contents(prepared(name) / "keys"))
+    case, before = CASES[name], take_holdings(contents(prepared(name) / "keys"))
 
     def check(folder: Path, call: Call) -> None:
         (error,) = (error for start, error in ERRORS.items() if call.kind.startswith(start))
@@ -713,7 +688,7 @@ def test_a_full_disk_costs_nothing_but_the_run(
     def check(folder: Path, room: int) -> int:
         keys = folder / "keys"
         with disk(keys, name, prepared) as change:
-            before, stat = take_stock(contents(keys)), os.statvfs(keys)
+            before, stat = take_holdings(contents(keys)), os.statvfs(keys)
             pages, inodes = stat.f_blocks - stat.f_bfree, stat.f_files - stat.f_ffree
             left = (pages + room) * stat.f_frsize if of == "size" else inodes + room
             change(f"{of}={left}")
@@ -749,7 +724,7 @@ def test_a_disk_that_cannot_be_written_is_an_error_and_stays_as_it_is(
             )
         assert tree(folder / "keys") == before
         change("rw")
-        require_next(hold, folder, case, take_stock(contents(prepared(name) / "keys")))
+        require_next(hold, folder, case, take_holdings(contents(prepared(name) / "keys")))
         change("ro")
         if name != "a revocation":
             fine(hold(folder).go().end())  # with nothing to write, nothing is wrong
@@ -781,7 +756,7 @@ def release(keys: Path, runs: Sequence[Held]) -> None:
         before = tree(keys)
         for each in runs:
             each.go()
-        until(lambda: all(each.waits() for each in runs))
+        poll(lambda: all(each.waits() for each in runs))
         assert tree(keys) == before
 
 
@@ -832,7 +807,7 @@ def test_what_runs_at_once_change_is_all_there(
         ("--renew", "master"),
         (),
     ]
-    before = take_stock(contents(prepared("a revocation") / "keys"))
+    before = take_holdings(contents(prepared("a revocation") / "keys"))
     renewed = {"server/cert.pem", "master/cert.pem"}
 
     def check(folder: Path, turn: int) -> None:
@@ -853,7 +828,7 @@ def test_what_runs_at_once_change_is_all_there(
             else:
                 fine(own)
         changes = (*renewed, "client/cert.pem", "master/crl.pem")
-        require_sound(keys, before, Case(leave, changes=changes))
+        require_sound(keys, before, Errand(leave, changes=changes))
         after = require_complete(keys)
         assert is_revoked(after, "client") and not is_revoked(after, "server")
         assert all(after.kept[name] != before.kept[name] for name in renewed)
@@ -872,10 +847,10 @@ def test_those_that_wait_for_a_killed_run_take_over_at_once(hold: Hold, place: P
     command = [sys.executable, str(GENERATE)]
     with subprocess.Popen(command, cwd=place, env=environment(PHRASES), stdout=write) as first:
         try:
-            until((place / "keys/root").exists)
+            poll((place / "keys/root").exists)
             root = tree(place / "keys/root")
             waiting = [hold(place).go() for _ in range(2)]
-            until(lambda: all(each.waits() for each in waiting))
+            poll(lambda: all(each.waits() for each in waiting))
             assert sorted(os.listdir(place / "keys")) == [
                 "master",
                 "root",
@@ -906,7 +881,7 @@ def test_many_runs_that_are_killed_one_after_the_other_lose_nothing(
             time.sleep(0.01)
             each.kill()
         assert {each.end().returncode for each in runs} <= {0, -signal.SIGKILL}
-        require_next(hold, folder, CASES["the first run"], Stock({}, {}))
+        require_next(hold, folder, CASES["the first run"], Holdings({}, {}))
 
 
 # --- The means -------------------------------------------------------------------------------
@@ -956,7 +931,7 @@ def put_list(keys: Path, count: int) -> None:
 def test_what_is_lost_would_be_noticed(loss: str, prepared: Prepare, place: Path) -> None:
     keys, case = place / "keys", CASES["a revocation"]
     shutil.copytree(prepared("a revocation") / "keys", keys)
-    before = take_stock(contents(keys))
+    before = take_holdings(contents(keys))
     require_sound(keys, before, case)
     require_complete(keys)
     LOSSES[loss](keys)

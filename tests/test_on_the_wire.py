@@ -278,7 +278,7 @@ def test_ab_gets_200_answers_and_none_without_a_certificate(
     assert len(error_lines(server)) <= 10
     result = run(*words, url)
     assert not all_good.search(result.stdout)
-    assert server.out.read_text().count("accepted\n") == 200
+    assert server.out.read_text().count("closed\n") == 200
 
 
 HAPROXY = """defaults

@@ -18,19 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import (
-    CLIENT,
-    DEADLINE,
-    PHRASES,
-    SERVER,
-    Server,
-    client,
-    configure,
-    environment,
-    generate,
-    openssl,
-    run,
-)
+from certificates import NEW_KEY, SUBJECT, certificate, lists, number
+from configurations import configure, edit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
@@ -41,28 +30,25 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from folders import (
-    DERIVED,
-    NEW_KEY,
-    NODE_FILES,
-    SUBJECT,
-    Result,
-    certificate,
-    changed,
-    complaints,
-    drop,
-    edit,
-    fine,
-    lists,
-    number,
-    refused,
-    tree,
-)
+from exchanges import ANSWERED, SERVED, Server, client
+from folders import DERIVED, NODE_FILES, changed, drop, tree
 from needs import needs, needs_those_of
+from running import (
+    CLIENT,
+    DEADLINE,
+    PHRASES,
+    SERVER,
+    Result,
+    complaints,
+    environment,
+    fine,
+    generate,
+    openssl,
+    refused,
+    run,
+)
 
 pytestmark = pytest.mark.slow
-SERVED = "accepted\nread: [hola]\nclosed\n"
-ANSWERED = "connected\nread: [hello]\n"
 UNTRUSTED = "unable to get (local )?issuer|self.signed certificate|signature failure"
 RSA = ("-newkey", "rsa:3072", "-nodes")
 Serve = Callable[..., Server]

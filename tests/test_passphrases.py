@@ -7,20 +7,10 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from subprocess import CompletedProcess
-from typing import Any, cast
 
 import pytest
-from conftest import (
-    GENERATE,
-    PHRASES,
-    Terminal,
-    configure,
-    generate,
-    openssl,
-    run,
-    without_ciphers,
-)
+from configurations import add_client2, configure, without_ciphers
+from running import GENERATE, PHRASES, Terminal, generate, openssl, refused, run
 
 VARIABLES = {
     "root": "SROS_ROOT_PASSPHRASE",
@@ -29,28 +19,10 @@ VARIABLES = {
 TYPED = {"SROS_ROOT_PASSPHRASE": "correct horse", "SROS_PASSPHRASE": "battery stäple"}
 
 
-def refused(result: CompletedProcess[str], *names: str) -> None:
-    """Require status 1 and one error line for each name, which it contains, in this order."""
-    lines = result.stderr.splitlines()
-    assert result.returncode == 1 and len(lines) == len(names), result.stderr
-    for name, line in zip(names, lines, strict=True):
-        assert line.startswith(f"{GENERATE.name}: error: ") and name in line
-
-
 def opens(key: Path, variable: str, phrases: Mapping[str, str]) -> bool:
     """Say whether openssl decrypts a key with a pass phrase, and finds it sound."""
     command = ("openssl", "pkey", "-in", key, "-passin", f"env:{variable}", "-check", "-noout")
     return run(*command, env=phrases).returncode == 0
-
-
-def add_client2(folder: Path) -> None:
-    """Add a node like client to the configuration."""
-
-    def change(document: dict[str, object]) -> None:
-        nodes = cast(dict[str, Any], document["keys"])["nodes"]
-        nodes["client2"] = nodes["client"]
-
-    configure(folder, change)
 
 
 def terminal(folder: Path, env: Mapping[str, str] | None = None) -> Terminal:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, PHRASES, Server, client, generate
+from exchanges import Server, client
 from needs import needs_package
-from programs import Program, check_row, free_port, paste, poll, recipe, running
+from programs import Program, check_row, free_port, paste, recipe, running
+from running import DEADLINE, PHRASES, generate, poll
 
 pytestmark = pytest.mark.slow
 

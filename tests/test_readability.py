@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from conftest import CLIENT, GENERATE, ROOT, SERVER
+from running import CLIENT, GENERATE, ROOT, SERVER
 
 MAX_LINES = 40  # of a function
 MAX_SHARE = 7  # a class is at most one seventh of key generation

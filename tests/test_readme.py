@@ -14,17 +14,23 @@ from pathlib import Path
 import pages
 import programs
 import pytest
+import test_fastdds
 import test_languages
 import test_programs
+import test_recipes
 import test_robots
-from conftest import DEADLINE, PHRASES, ROOT, Server, Terminal, environment, run
-from needs import PACKAGES, needs, needs_those_of
-from programs import answers, free_port, running
+import test_ros1
+import test_zenoh
+from exchanges import Server
+from needs import PACKAGES, needs, needs_mldsa, needs_those_of
+from programs import answers, follow, free_port, plain, running
+from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
 README = pages.README
 SECTIONS = pages.sections(README)
 CURL, NGINX, OPENSSL = (f"tests/recipes/{name}.md" for name in ("curl", "nginx", "openssl"))
 SERVICE = "tests/stories/outgrowing-one-machine.md"
+DECADE = "tests/stories/a-fleets-decade.md"
 # Told as one session at one shell, and run as that.
 STORIES = {
     "the README's Day to day": SECTIONS["Day to day"],
@@ -34,7 +40,7 @@ STORIES = {
         if path.startswith("tests/stories/") and path != SERVICE
     },
 }
-PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print
+SHA256 = r"\b[0-9a-f]{64}\b"
 MOST_WORDS = 3500  # of the README, as wc counts them
 
 # What each shell block is known by; those of the tests themselves run in .ci/run.
@@ -106,8 +112,9 @@ def talking(fresh: tuple[Path, str]) -> Iterator[tuple[Path, int, Terminal]]:
 def markers_of(path: str) -> list[str]:
     """What the tests know of a page's shell blocks, here and in other files."""
     markers = list(COMMANDS.get(path, ()))
-    for recipes in (test_programs.RECIPES, test_languages.RECIPES, test_robots.RECIPES):
-        for name, known in recipes.items():
+    modules = (test_programs, test_languages, test_robots, test_zenoh, test_fastdds, test_ros1)
+    for module in modules:
+        for name, known in module.RECIPES.items():
             if programs.row(name)[0] == path:
                 markers += known
     return markers
@@ -115,7 +122,7 @@ def markers_of(path: str) -> list[str]:
 
 @pytest.mark.parametrize("path", pages.PATHS)
 def test_every_shell_block_of_a_page_is_run_by_a_test(path: str) -> None:
-    told = "".join(STORIES.values())
+    told = "".join([*STORIES.values(), *test_recipes.TOLD.values()])
     found = [
         text
         for kind, text in pages.blocks(pages.PAGES[path])
@@ -163,8 +170,8 @@ def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path,
 
 
 def tree(text: str) -> str:
-    """The lines of a run, but for their dates."""
-    return re.sub(r"\d{4}-\d\d-\d\d", "DATE", text)
+    """The lines of a run, but for their dates and the SHA-256 of keys."""
+    return re.sub(SHA256, "SHA-256", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
 
 
 @pytest.mark.slow
@@ -257,6 +264,8 @@ def test_a_service_gets_a_ca_of_its_own_by_request(
     configuration.write_text(text.replace("  nodes:\n", f"{entry}\n  nodes:\n", 1))
     result = shell(folder, command, PHRASES)
     assert tree(result.stdout) == tree(shown), result.stderr
+    of_the_sender, of_the_run = re.findall(SHA256, result.stdout)
+    assert of_the_sender == of_the_run
     verify = "openssl verify -x509_strict -CAfile keys/root/cert.pem keys/service/cert.pem"
     assert shell(folder, verify).stdout == "keys/service/cert.pem: OK\n"
     assert (folder / "service-key.pem").stat().st_mode & 0o077 == 0
@@ -300,32 +309,25 @@ def test_masters_key_serves_as_that_of_a_ca_service(
         server.stop()
 
 
-def plain(text: str) -> str:
-    """Output without what differs from run to run, and without openssl's remarks."""
-    text = re.sub(
-        r"^([.+*-]+|Certificate request self-signature ok|subject=.*)\n",
-        "",
-        text,
-        flags=re.MULTILINE,
-    )
-    text = re.sub(
-        r"(127\.0\.0\.1|::1) port \d+", "127.0.0.1 port PORT", text
-    )  # as the hosts file has it
-    return re.sub(r"port \d+", "port PORT", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
-
-
 @pytest.mark.parametrize("title", STORIES)
 def test_a_story_goes_as_it_is_told(
     fresh: tuple[Path, str], tmp_path: Path, title: str
 ) -> None:
-    folder, end, port = tmp_path / "story", "--- end of a block\n", free_port()
+    folder = tmp_path / "story"
     shutil.copytree(fresh[0], folder, symlinks=True)
-    told = re.findall(PAIR, STORIES[title], re.DOTALL | re.MULTILINE)
-    script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)
-    script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {port} -k", script)
-    result = shell(folder, f"exec 2>&1\n{script}")
-    assert result.returncode == 0, result.stdout
-    assert plain(result.stdout).split(end) == [*(plain(shown) for _, shown in told), ""]
+    follow(folder, STORIES[title])
+
+
+def test_the_decade_leads_to_post_quantum_cas_in_the_same_way(
+    fresh: tuple[Path, str], tmp_path: Path
+) -> None:
+    needs_mldsa()
+    (new,) = re.findall(r"`(new_key='key: ml-dsa-65[^`]*)`", STORIES[DECADE])
+    story, count = re.subn("^new_key=.*", lambda _: new, STORIES[DECADE], flags=re.MULTILINE)
+    assert count == 1
+    folder = tmp_path / "story"
+    shutil.copytree(fresh[0], folder, symlinks=True)
+    follow(folder, story.replace("ec:secp384r1 ", "ml-dsa-65    "))
 
 
 @pytest.mark.parametrize("script", ["key_generation", "https_server", "https_client"])

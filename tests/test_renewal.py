@@ -13,51 +13,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import (
-    CLIENT,
-    GENERATE,
-    SERVER,
-    Server,
-    ask,
-    client,
-    configure,
-    connect,
-    generate,
-    openssl,
-    run,
-)
-from cryptography import x509
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     NEW_KEY,
     SUBJECT,
-    Result,
-    add_client2,
     certificate,
-    changed,
-    drop,
-    edit,
-    faults,
-    fine,
     judge,
-    keep_only,
-    later,
     lists,
     make_list,
     number,
-    record,
-    refused,
     revoked_serials,
     serial,
     sign,
+)
+from configurations import add_client2, configure, edit
+from cryptography import x509
+from exchanges import ANSWERED, Server, ask, client, connect, exchange, refuse
+from folders import changed, drop, keep_only, record, tree
+from programs import free_port, running
+from running import (
+    GENERATE,
+    Result,
+    faults,
+    fine,
+    generate,
+    later,
+    openssl,
+    refused,
+    run,
     states,
-    tree,
     warned,
 )
-from programs import free_port, running
 
-SERVED = "accepted\nread: [hola]\nclosed\n"
-ANSWERED = "connected\nread: [hello]\n"
 MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase that nodes need; root's is another
 NODES = ["server", "client", "client2"]
 REVOKED = "certificate revoked"
@@ -130,30 +117,6 @@ def renew_later(
 ) -> Result:
     """Run the script with --renew at a later time."""
     return later(folder, when, "--renew", *names, env=env)
-
-
-def exchange(serve: Serve, server: Path, peer: Path) -> None:
-    """Require a successful exchange of two folders."""
-    started = serve("-k", str(server))
-    result = client(started.port, peer)
-    assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
-    assert started.printed(SERVED)
-
-
-def refuse(serve: Serve, server: Path, peer: Path, by: str, reason: str, alert: str) -> None:
-    """Require that one side refuses the other for a reason, which gets an alert."""
-    started = serve("-k", str(server))
-    result = client(started.port, peer)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert started.complained("error: ") and started.out.read_text() == ""
-    (mine,) = result.stderr.splitlines()
-    (theirs,) = [line for line in started.err.read_text().splitlines() if "error: " in line]
-    verifier, other = (theirs, mine) if by == "server" else (mine, theirs)
-    assert mine.startswith(f"{CLIENT.name}: error: ") and theirs.startswith(
-        f"{SERVER.name}: error: "
-    )
-    assert reason in verifier and "alert" not in verifier
-    assert f"alert {alert}" in other
 
 
 # --- Renewal of nodes ------------------------------------------------------------------------

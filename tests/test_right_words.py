@@ -17,37 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import (
-    DEADLINE,
-    GENERATE,
-    PHRASES,
-    Terminal,
-    configure,
-    environment,
-    generate,
-    openssl,
-    run,
-)
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     NEW_KEY,
     SUBJECT,
-    Result,
     certificate,
-    complaints,
-    drop,
-    edit,
-    faults,
-    fine,
-    keep_only,
     lists,
     number,
-    refused,
     revoked_serials,
     serial,
     sign,
+)
+from configurations import configure, edit
+from folders import drop, keep_only, tree
+from running import (
+    DEADLINE,
+    GENERATE,
+    PHRASES,
+    Result,
+    Terminal,
+    complaints,
+    environment,
+    faults,
+    fine,
+    generate,
+    openssl,
+    refused,
+    run,
     states,
-    tree,
 )
 
 MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import pages
 import pytest
-from conftest import PHRASES, ROOT, configure, generate, openssl, run
+from configurations import configure
 from cryptography import x509
 from needs import needs
-from programs import Program, check_row, free_port, paste, poll, recipe, running
+from programs import Program, check_row, free_port, paste, recipe, running
+from running import PHRASES, ROOT, generate, openssl, poll, run
 
 pytestmark = pytest.mark.slow
 
@@ -102,13 +103,14 @@ DDS_FILES = ROOT / "tests/recipes/ros2-dds"
 DDS_BLOCKS = pages.blocks(DDS_PAGE)
 # What each shell block of the page is known by, in the page's order.
 MAKE_KEYS = "cp tests/recipes"
-MAKE_ENCLAVES = "bash enclaves.sh"
 SETTINGS = "CYCLONEDDS_URI"
-TALK = "ENCLAVE=enclaves/talker"
-LISTEN = "ENCLAVE=enclaves/listener"
+TALK = "ENCLAVE=keystore/enclaves/talker"
+LISTEN = "ENCLAVE=keystore/enclaves/listener"
 RENEW = "--renew\n"
 CHANGE_OVER = "--renew dds"
-DDS_COMMANDS = (MAKE_KEYS, MAKE_ENCLAVES, SETTINGS, TALK, LISTEN, RENEW, CHANGE_OVER)
+# The last line of the page's first block, which makes the keystore again.
+MAKE_KEYSTORE = "bash keystore.sh talker listener\n"
+DDS_COMMANDS = (MAKE_KEYS, SETTINGS, TALK, LISTEN, RENEW, CHANGE_OVER)
 # What stands in the shell blocks of the other pages.
 GRPC_SERVER, GRPC_CLIENT = "grpc_server.py", "grpc_client.py"
 BROKER, PUBLISH, SUBSCRIBE = "mosquitto -c", "mosquitto_pub", "mosquitto_sub"
@@ -175,7 +177,7 @@ def without_measures(two_cas: bool, purposes: bool) -> dict[str, Change]:
 
     changes: dict[str, Change] = {"dds.yml": hierarchy}
     if not two_cas:
-        changes["enclaves.sh"] = script
+        changes["keystore.sh"] = script
     return changes
 
 
@@ -189,7 +191,6 @@ def make_enclaves(folder: Path, **changes: Change) -> Path:
         assert change(text) != text
         (copied / name).write_text(change(text))
     run_block(folder, dds_block("sh", MAKE_KEYS))
-    run_block(folder, dds_block("sh", MAKE_ENCLAVES))
     return folder
 
 
@@ -202,7 +203,7 @@ def enclaves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     shutil.copy(folder / "keys/thief/crl.pem", folder / "old.pem")
     assert generate(folder, "-c", "dds.yml", "--revoke", "thief").returncode == 0
-    run_block(folder, dds_block("sh", MAKE_ENCLAVES))
+    run_block(folder, MAKE_KEYSTORE)
     return folder
 
 
@@ -256,9 +257,11 @@ def join(domain: int, enclaves: Path) -> Join:
         prefix: str = "",
         topic: str = "KS",
     ) -> AbstractContextManager[Path]:
-        command = dds_block("sh", f"ENCLAVE=enclaves/{role}").replace("-i 42", f"-i {domain}")
+        command = dds_block("sh", f"ENCLAVE=keystore/enclaves/{role}").replace(
+            "-i 42", f"-i {domain}"
+        )
         command = command.replace(
-            f"enclaves/{role}", str(enclave or folder / "enclaves" / role)
+            f"keystore/enclaves/{role}", str(enclave or folder / "keystore/enclaves" / role)
         )
         command = command.replace("ddsperf", f"{prefix} ddsperf -T {topic}")
         return running(folder, dds_block("sh", SETTINGS) + command, 0, ready=lambda: True)
@@ -330,7 +333,7 @@ class Fleet:
 
 
 def alien(fleet: Fleet, enclave: Path, role: str) -> str:
-    shutil.copytree(fleet.aliens / "enclaves" / role, enclave, dirs_exist_ok=True)
+    shutil.copytree(fleet.aliens / "keystore/enclaves" / role, enclave, dirs_exist_ok=True)
     return ""
 
 
@@ -344,7 +347,7 @@ def granted_by_another_ca(fleet: Fleet, enclave: Path, role: str) -> str:
     signer = fleet.aliens / "keys/permissions"
     write_grant(enclave, grant(role), signer)
     shutil.copy(signer / "cert.pem", enclave / "permissions_ca.cert.pem")
-    shutil.copy(fleet.aliens / "enclaves" / role / "governance.p7s", enclave)
+    shutil.copy(fleet.aliens / "keystore/enclaves" / role / "governance.p7s", enclave)
     return ""
 
 
@@ -402,8 +405,11 @@ def test_each_block_of_the_page_is_one_of_its_files_or_is_run_here() -> None:
         assert marker in text and text == dds_block("sh", marker)
     shown = [text for kind, text in DDS_BLOCKS if kind not in ("sh", "text")]
     assert sorted(shown) == sorted(path.read_text() for path in DDS_FILES.iterdir())
-    assert len([kind for kind, _ in DDS_BLOCKS if kind == "text"]) == 2
+    # Two transcripts, and ROS 2's own commands, which are not run here.
+    texts = [text for kind, text in DDS_BLOCKS if kind == "text"]
+    assert ["ros2 run" in text for text in texts] == [False, False, True]
     assert [name for name, _, _ in REFUSALS] == [*INTRUDERS, UNSECURED]
+    assert dds_block("sh", MAKE_KEYS).endswith(f"\n{MAKE_KEYSTORE}")
 
 
 @pytest.mark.cyclonedds
@@ -449,7 +455,7 @@ def test_who_is_refused_gets_and_sends_nothing_and_the_right_participant_does(
         intrusion = join(role, folder=tmp_path)
     else:
         enclave = tmp_path / role
-        shutil.copytree(enclaves / "enclaves" / role, enclave)
+        shutil.copytree(enclaves / "keystore/enclaves" / role, enclave)
         prefix = INTRUDERS[name](Fleet(enclaves, aliens, intruding), enclave, role)
         intrusion = join(role, enclave, prefix=prefix)
     with ExitStack() as participants:
@@ -472,7 +478,7 @@ def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
     join: Join, intruding: str, tmp_path: Path, role: str
 ) -> None:
     make_enclaves(tmp_path)
-    node, other = (tmp_path / "enclaves" / name for name in (role, partner(role)))
+    node, other = (tmp_path / "keystore/enclaves" / name for name in (role, partner(role)))
     with (
         join(role, node, topic="K32") as log,
         join(partner(role), other, topic="K32") as their,
@@ -481,7 +487,7 @@ def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
 
     # It does what it may.
     (tmp_path / f"permissions-{role}.xml").write_text(narrowed(dds_file("permissions.xml")))
-    run_block(tmp_path, dds_block("sh", MAKE_ENCLAVES))
+    run_block(tmp_path, MAKE_KEYSTORE)
     with join(role, node) as log, join(partner(role), other) as their:
         poll(lambda: received(log) or received(their), lambda: printed(log, their))
 
@@ -522,7 +528,7 @@ def test_each_of_the_two_measures_alone_refuses_a_node_that_grants_itself_permis
     said: str | None,
 ) -> None:
     make_enclaves(tmp_path, **without_measures(two_cas, purposes))
-    enclave = tmp_path / "enclaves" / role
+    enclave = tmp_path / "keystore/enclaves" / role
     signer = tmp_path / "keys" / ("permissions" if two_cas else "dds")
     write_grant(enclave, grant(role).replace("DDSPerf*", "Nothing*"), signer)
     with join(partner(role), folder=tmp_path) as own:
@@ -540,7 +546,7 @@ def test_each_of_the_two_measures_alone_refuses_a_node_that_grants_itself_permis
 
 def read_grant(folder: Path, node: str) -> tuple[datetime, datetime]:
     """When the grant in a node's enclave begins and ends, after a check of its signature."""
-    enclave = folder / "enclaves" / node
+    enclave = folder / "keystore/enclaves" / node
     anchor = enclave / "permissions_ca.cert.pem"
     text = openssl(
         "smime", "-verify", "-text", "-in", enclave / "permissions.p7s", "-CAfile", anchor
@@ -562,26 +568,24 @@ def validity(certificate: Path) -> tuple[datetime, datetime]:
 @pytest.mark.cyclonedds
 def test_a_grant_is_good_as_long_as_the_certificate_in_any_time_zone(tmp_path: Path) -> None:
     make_enclaves(tmp_path)
-    run_block(
-        tmp_path, f"export TZ=Pacific/Auckland LC_ALL=C\n{dds_block('sh', MAKE_ENCLAVES)}"
-    )
+    run_block(tmp_path, f"export TZ=Pacific/Auckland LC_ALL=C\n{MAKE_KEYSTORE}")
     for node in ("talker", "listener"):
         assert read_grant(tmp_path, node) == validity(
-            tmp_path / "enclaves" / node / "cert.pem"
+            tmp_path / "keystore/enclaves" / node / "cert.pem"
         )
 
 
 @pytest.mark.cyclonedds
 def test_a_grant_with_an_end_of_its_own_is_refused(tmp_path: Path) -> None:
     make_enclaves(tmp_path)
-    before = (tmp_path / "enclaves/talker/permissions.p7s").read_bytes()
+    before = (tmp_path / "keystore/enclaves/talker/permissions.p7s").read_bytes()
     text = dds_file("permissions.xml").replace("ENDS", "2036-01-01T00:00:00")
     (tmp_path / "permissions-talker.xml").write_text(text)
-    result = paste(tmp_path, dds_block("sh", MAKE_ENCLAVES), 0)
+    result = paste(tmp_path, MAKE_KEYSTORE, 0)
     assert result.returncode == 1
-    error = "enclaves.sh: error: permissions-talker.xml: its not_after must be ENDS"
+    error = "keystore.sh: error: permissions-talker.xml: its not_after must be ENDS"
     assert result.stderr.startswith(error)
-    assert (tmp_path / "enclaves/talker/permissions.p7s").read_bytes() == before
+    assert (tmp_path / "keystore/enclaves/talker/permissions.p7s").read_bytes() == before
 
 
 @pytest.mark.cyclonedds
@@ -589,16 +593,16 @@ def test_an_older_wider_grant_stays_good_until_it_ends_with_a_renewed_certificat
     join: Join, tmp_path: Path
 ) -> None:
     make_enclaves(tmp_path)
-    older = (tmp_path / "enclaves/talker/permissions.p7s").read_bytes()
+    older = (tmp_path / "keystore/enclaves/talker/permissions.p7s").read_bytes()
     limits = dds_file("permissions.xml").replace("DDSPerf*", "Nothing*")
     (tmp_path / "permissions-talker.xml").write_text(limits)
     assert generate(tmp_path, "-c", "dds.yml", "--renew", "talker").returncode == 0
-    run_block(tmp_path, dds_block("sh", MAKE_ENCLAVES))
+    run_block(tmp_path, MAKE_KEYSTORE)
     with join("listener", folder=tmp_path) as listener:
         with join("talker", folder=tmp_path) as talker:
             poll(lambda: matches(talker, "failed: -13"), talker.read_text)
         assert not received(listener)
-        (tmp_path / "enclaves/talker/permissions.p7s").write_bytes(older)
+        (tmp_path / "keystore/enclaves/talker/permissions.p7s").write_bytes(older)
         with join("talker", folder=tmp_path) as talker:
             poll(lambda: received(listener), lambda: printed(talker, listener))
 
@@ -608,7 +612,7 @@ def test_a_running_participant_is_cut_off_when_its_grant_ends(
     join: Join, enclaves: Path, tmp_path: Path
 ) -> None:
     enclave = tmp_path / "talker"
-    shutil.copytree(enclaves / "enclaves/talker", enclave)
+    shutil.copytree(enclaves / "keystore/enclaves/talker", enclave)
     ends = datetime.now(timezone.utc) + timedelta(seconds=12)
     write_grant(enclave, grant("talker", ends=ends), enclaves / "keys/permissions")
     with join("listener") as listener, join("talker", enclave) as talker:
@@ -624,7 +628,7 @@ def test_a_revocation_list_is_read_when_a_participant_starts(
     join: Join, enclaves: Path, tmp_path: Path
 ) -> None:
     for role in ("talker", "listener"):
-        shutil.copytree(enclaves / "enclaves" / role, tmp_path / role)
+        shutil.copytree(enclaves / "keystore/enclaves" / role, tmp_path / role)
     take_name(Fleet(enclaves, enclaves, ""), tmp_path / "talker", "thief")
     write_grant(tmp_path / "talker", grant("thief"), enclaves / "keys/permissions")
     newer = (tmp_path / "listener/crl.pem").read_bytes()
@@ -669,15 +673,19 @@ def test_an_enclave_stays_as_it_was_when_a_new_one_can_not_be_signed(tmp_path: P
     make_enclaves(tmp_path)
 
     def content() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in (tmp_path / "enclaves/talker").iterdir()}
+        return {
+            path: path.read_bytes()
+            for path in (tmp_path / "keystore/enclaves/talker").iterdir()
+        }
 
     before = content()
     wrong = {**PHRASES, "SROS_PASSPHRASE": "wrong"}
-    assert paste(tmp_path, dds_block("sh", MAKE_ENCLAVES), 0, wrong).returncode != 0
+    assert paste(tmp_path, MAKE_KEYSTORE, 0, wrong).returncode != 0
     assert content() == before
-    run_block(tmp_path, dds_block("sh", MAKE_ENCLAVES))
+    run_block(tmp_path, MAKE_KEYSTORE)
     assert content() != before
-    assert sorted(path.name for path in (tmp_path / "enclaves").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "keystore/enclaves").iterdir()) == [
+        "governance.p7s",
         "listener",
         "talker",
     ]
@@ -688,7 +696,7 @@ def test_changing_over_from_release_1_closes_the_hole_in_every_new_enclave(
     join: Join, intruding: str, tmp_path: Path
 ) -> None:
     make_enclaves(tmp_path, **without_measures(two_cas=False, purposes=False))
-    shutil.copytree(tmp_path / "enclaves", tmp_path / "old")
+    shutil.copytree(tmp_path / "keystore/enclaves", tmp_path / "old")
     keys = {
         node: (tmp_path / "keys" / node / "key.pem").read_bytes() for node in ("dds", "talker")
     }
@@ -696,7 +704,7 @@ def test_changing_over_from_release_1_closes_the_hole_in_every_new_enclave(
     shutil.copytree(tmp_path / "old/talker", intruder)
     sign_for_itself(intruder, "talker")
 
-    for name in ("dds.yml", "enclaves.sh"):
+    for name in ("dds.yml", "keystore.sh"):
         shutil.copy(DDS_FILES / name, tmp_path)
     run_block(tmp_path, dds_block("sh", CHANGE_OVER))
     for node, key in keys.items():
@@ -775,7 +783,9 @@ def test_cyclone_dds_verifies_no_chain_with_an_intermediate_ca(
         return text.replace("  nodes:\n", master)
 
     make_enclaves(tmp_path, **{"dds.yml": longer})
-    shutil.copy(tmp_path / "keys/talker/fullchain.pem", tmp_path / "enclaves/talker/cert.pem")
+    shutil.copy(
+        tmp_path / "keys/talker/fullchain.pem", tmp_path / "keystore/enclaves/talker/cert.pem"
+    )
     with join("talker", folder=tmp_path) as log:
         wait_for(log, "unable to get local issuer certificate")
 

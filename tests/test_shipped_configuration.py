@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PHRASES, ROOT, Server, client, generate
-from folders import EXAMPLE, examples, uncomment
+from configurations import EXAMPLE, configure, examples, uncomment
+from exchanges import SERVED, Server, client
+from running import PHRASES, ROOT, generate, openssl
 
 Serve = Callable[..., Server]
 
 TEXT = (ROOT / "sros_config.yml").read_text()
-EXAMPLES = list(examples(TEXT))
+EXAMPLES = [name for name in examples(TEXT) if name != "nameConstraints"]
 ALL_PHRASES = PHRASES | {"SROS_ARM_PASSPHRASE": "of its own"}
 ANSWERED = (0, "connected\nread: [hello]\n", "")
-SERVED = "accepted\nread: [hola]\nclosed\n"
 
 # The environment in which each example's key can be used, besides talker's.
 CLIENTS = {
@@ -44,7 +44,7 @@ def create(copy: Path) -> Callable[..., Path]:
 
 
 def test_each_comment_that_is_yaml_belongs_to_an_example_that_is_tested_here() -> None:
-    assert set(EXAMPLES) == {*CLIENTS, "talker"}
+    assert set(examples(TEXT)) == {*CLIENTS, "talker", "nameConstraints"}
     rest = EXAMPLE.sub("", TEXT)
     assert not re.search(r"^#    \S+:|^#      \S+:|<<: \*client, ", rest, re.MULTILINE), rest
 
@@ -103,3 +103,50 @@ def test_all_examples_work_together(create: Callable[..., Path], serve: Serve) -
         result = client(server.port, keys / name, env=CLIENTS.get(name, PHRASES))
         assert (result.returncode, result.stdout, result.stderr) == ANSWERED
     assert server.printed(SERVED * len(EXAMPLES))
+
+
+# --- Names that master can't sign ------------------------------------------------------------
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Path:
+    """A new folder in which the names that master can sign are limited."""
+    configure(tmp_path)
+    uncomment(tmp_path, "nameConstraints")
+    result = generate(tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    return tmp_path
+
+
+def test_all_that_is_shipped_works_below_a_master_with_limits(
+    limited: Path, serve: Serve
+) -> None:
+    uncomment(limited, *EXAMPLES)
+    assert generate(limited, env=ALL_PHRASES).returncode == 0
+    keys = limited / "keys"
+    assert "Permitted:" in openssl("x509", "-in", keys / "master/cert.pem", "-noout", "-text")
+    for server in ("server", "talker"):
+        port = serve("-k", str(keys / server)).port
+        for name in ("client", *EXAMPLES):
+            result = client(port, keys / name, env=CLIENTS.get(name, PHRASES))
+            assert (result.returncode, result.stdout, result.stderr) == ANSWERED
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ("IP:10.0.0.1", "permitted subtree violation"),
+        ("DNS:robots.com", "excluded subtree violation"),
+        ("DNS:robots.example, IP:127.0.0.2", ""),
+    ],
+)
+def test_a_master_with_limits_signs_no_other_name(limited: Path, names: str, why: str) -> None:
+    with (limited / "sros_config.yml").open("a") as file:
+        file.write(f"""
+    robot:
+      <<: *client
+      extensions: {{<<: *client-extensions, subjectAltName: "{names}"}}
+""")
+    result = generate(limited, env=ALL_PHRASES)
+    assert (result.returncode, why in result.stderr) == (int(bool(why)), True), result.stderr
+    assert (limited / "keys/robot").exists() is not bool(why)

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GENERATE, PHRASES, ROOT, Terminal, configure, generate
+from configurations import configure
 from picture import PICTURE, draw, sessions
+from running import GENERATE, PHRASES, ROOT, Terminal, generate
 
 RED = "\x1b[31m"
 YELLOW = "\x1b[33m"

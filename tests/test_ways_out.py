@@ -14,41 +14,53 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from conftest import GENERATE, PHRASES, Terminal, configure, generate, openssl, run
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from folders import (
+from certificates import (
     CA_EXTENSIONS,
     SERVER_EXTENSIONS,
     SUBJECT,
-    Result,
-    add_client2,
+    Identity,
+    Profile,
     certificate,
-    changed,
-    complaints,
-    drop,
-    edit,
-    faults,
-    fine,
+    certify,
+    chain,
+    cross_certify,
+    issue,
     judge,
-    later,
     lists,
-    make_ca,
+    make_list,
     number,
-    refused,
+    on_list,
+    pem,
+    private_key,
     revoked_serials,
-    seldom,
     serial,
     sign,
+    sign_list,
+    usage,
+)
+from configurations import add_client2, configure, edit
+from cryptography import x509
+from folders import changed, drop, seldom, tree
+from needs import needs
+from running import (
+    GENERATE,
+    PHRASES,
+    Result,
+    Terminal,
+    complaints,
+    faults,
+    fine,
+    generate,
+    later,
+    openssl,
+    refused,
+    run,
     states,
-    tree,
     warned,
 )
-from needs import needs
 
 pytestmark = pytest.mark.slow  # years pass in nearly all of them
 MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
@@ -367,22 +379,6 @@ def test_a_root_that_names_only_its_own_serial_number_is_renewed(copy: Path) -> 
     assert [judge(copy / "keys" / name).returncode for name in NODES] == [0, 0]
 
 
-def own_list(ca: Path, phrase: str, names: x509.AuthorityKeyIdentifier) -> bytes:
-    """Sign a list that names its CA in some way, as PEM; one serial number is on it."""
-    key = serialization.load_pem_private_key((ca / "key.pem").read_bytes(), phrase.encode())
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    entry = x509.RevokedCertificateBuilder(4711, now()).build()
-    builder = (
-        x509.CertificateRevocationListBuilder(certificate(ca / "cert.pem").subject)
-        .last_update(now() - timedelta(hours=1))
-        .next_update(now() + timedelta(days=1000))
-        .add_extension(x509.CRLNumber(7), False)
-        .add_extension(names, False)
-        .add_revoked_certificate(entry)
-    )
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
 @pytest.mark.parametrize("named", ["key identifier", "serial number"])
 def test_a_list_that_names_its_cas_old_serial_number_is_made_anew_on_renewal(
     copy: Path, named: str
@@ -393,7 +389,15 @@ def test_a_list_that_names_its_cas_old_serial_number_is_made_anew_on_renewal(
     if named == "serial number":
         issuer = [x509.DirectoryName(old.issuer)]
         names = x509.AuthorityKeyIdentifier(identifier(master), issuer, old.serial_number)
-    (master / "crl.pem").write_bytes(own_list(master, "sros", names))
+    (master / "crl.pem").write_bytes(
+        sign_list(
+            certificate(master / "cert.pem"),
+            private_key(master, "sros"),
+            7,
+            [on_list(4711)],
+            (names, False),
+        )
+    )
     fine(generate(copy))
     before = (master / "crl.pem").read_bytes()
     fine(generate(copy, "--renew", "master"))
@@ -777,93 +781,23 @@ def test_what_a_node_got_from_its_old_ca_and_from_its_new_one_is_revoked_on_both
 # --- A higher CA's certificate ---------------------------------------------------------------
 
 
-class Higher(NamedTuple):
-    """A CA with a key, of another house."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-
-class Wanted(NamedTuple):
-    """What a higher CA's certificate for our root is to say."""
-
-    begins: int = -1  # days from now
-    ends: int = 3000
-    ca: bool = True
-    path_length: int | None = None
-    signs: bool = True
-    subject: x509.Name | None = None
-    identifier: bytes | None = None
-    key: ec.EllipticCurvePublicKey | None = None
+# A CA above others, which may be above further ones.
+ABOVE: Profile = {
+    "constraints": (x509.BasicConstraints(True, None), True),
+    "usage": usage("digital_signature", "key_cert_sign", "crl_sign"),
+}
+TEN_YEARS = (-1, 3000)
+COMPANY = issue(None, "Company Root", ABOVE, days=TEN_YEARS)
+ISSUING = issue(COMPANY, "Company Issuing", ABOVE, days=TEN_YEARS)
+STRANGER = issue(None, "Stranger", ABOVE, days=TEN_YEARS)
 
 
-def usage(signs: bool) -> x509.KeyUsage:
-    """Return a CA's usual keyUsage, or one that does not sign certificates."""
-    no = dict.fromkeys(
-        (
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
-    return x509.KeyUsage(digital_signature=True, key_cert_sign=signs, crl_sign=True, **no)
-
-
-def certify(
-    subject: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    by: Higher | None,
-    want: Wanted,
-    own: Any,
-) -> x509.Certificate:
-    """Sign a CA's certificate; own is the key of one that signs itself."""
-    signer = own if by is None else by.key
-    issuer = subject if by is None else by.certificate.subject
-    named = x509.SubjectKeyIdentifier.from_public_key(key)
-    if want.identifier is not None:
-        named = x509.SubjectKeyIdentifier(want.identifier)
-    builder = (
-        x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number())
-        .not_valid_before(now() + timedelta(days=want.begins))
-        .not_valid_after(now() + timedelta(days=want.ends))
-        .add_extension(x509.BasicConstraints(want.ca, want.path_length), True)
-        .add_extension(usage(want.signs), True)
-        .add_extension(named, False)
-    )
-    if by is not None:
-        above = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-        builder = builder.add_extension(above, False)
-    certified: x509.Certificate = builder.sign(signer, hashes.SHA256())
-    return certified
-
-
-def higher_ca(name: str, by: Higher | None = None) -> Higher:
-    """Make a CA of another house."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    return Higher(certify(subject, key.public_key(), by, Wanted(), key), key)
-
-
-COMPANY = higher_ca("Company Root")
-ISSUING = higher_ca("Company Issuing", COMPANY)
-STRANGER = higher_ca("Stranger")
-
-
-def pem(*certificates: x509.Certificate) -> bytes:
-    """Return certificates as PEM."""
-    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
-
-
-def cross(folder: Path, want: Wanted, by: Higher = COMPANY) -> x509.Certificate:
-    """Return a higher CA's certificate for a folder's root."""
+def cross(folder: Path, by: Identity = COMPANY, **want: Any) -> x509.Certificate:
+    """Return a higher CA's certificate for a folder's root, or another one as it is wanted."""
     root = certificate(folder / "keys/root/cert.pem")
-    key = want.key or root.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    return certify(want.subject or root.subject, key, by, want, None)
+    subject, key = want.pop("subject", root.subject), want.pop("key", root.public_key())
+    days = want.pop("days", TEN_YEARS)
+    return certify(by, subject, key, days, **{**ABOVE, **want})
 
 
 def put_cross(folder: Path, data: bytes) -> Result:
@@ -873,21 +807,21 @@ def put_cross(folder: Path, data: bytes) -> Result:
     return generate(folder, env=MASTERS)
 
 
-def chain(folder: Path, name: str) -> list[x509.Certificate]:
-    """Return the certificates in a node's fullchain.pem."""
-    path = folder / "keys" / name / "fullchain.pem"
-    return x509.load_pem_x509_certificates(path.read_bytes())
-
-
-BAD_CROSSES: dict[str, tuple[Wanted, str]] = {
-    "expired": (Wanted(begins=-20, ends=-10), "expired"),
-    "not yet valid": (Wanted(begins=10), "not yet|future|begins"),
-    "not a CA's": (Wanted(ca=False), "CA"),
-    "without a place for master": (Wanted(path_length=0), "path"),
-    "that may not sign": (Wanted(signs=False), "keyUsage"),
-    "with another key identifier": (Wanted(identifier=b"\1\2\3"), "dentifier"),
-    "of another name": (Wanted(subject=STRANGER.certificate.subject), "name"),
-    "of another key": (Wanted(key=STRANGER.key.public_key()), "key"),
+BAD_CROSSES: dict[str, tuple[dict[str, Any], str]] = {
+    "expired": ({"days": (-20, -10)}, "expired"),
+    "not yet valid": ({"days": (10, 3000)}, "not yet|future|begins"),
+    "not a CA's": ({"constraints": (x509.BasicConstraints(False, None), True)}, "CA"),
+    "without a place for master": (
+        {"constraints": (x509.BasicConstraints(True, 0), True)},
+        "path",
+    ),
+    "that may not sign": ({"usage": usage("digital_signature", "crl_sign")}, "keyUsage"),
+    "with another key identifier": (
+        {"own": (x509.SubjectKeyIdentifier(b"\1\2\3"), False)},
+        "dentifier",
+    ),
+    "of another name": ({"subject": STRANGER.chain[0].subject}, "name"),
+    "of another key": ({"key": STRANGER.key.public_key()}, "key"),
 }
 
 
@@ -896,28 +830,31 @@ def test_a_cross_certificate_that_is_no_good_is_an_error_and_all_else_is_done(
     copy: Path, case: str
 ) -> None:
     want, reason = BAD_CROSSES[case]
-    result = put_cross(copy, pem(cross(copy, want)))
+    result = put_cross(copy, pem(cross(copy, **want)))
     (line,) = faults(result, "keys/root/cross.pem")
     assert re.search(reason, line), line
     assert states(result)["client2"] == "made"
     for name in ("server", "client2"):
-        assert [each.subject for each in chain(copy, name)[1:]] == [
+        assert [each.subject for each in chain(copy / "keys" / name)[1:]] == [
             certificate(copy / "keys/master/cert.pem").subject
         ]
 
 
 def files_of_higher_cas(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Return cross.pem in the forms that are good, and how many certificates each holds."""
-    plain, below = cross(folder, Wanted()), cross(folder, Wanted(), ISSUING)
+    plain, below = cross(folder), cross(folder, ISSUING)
     text = b"Certificate:\n    Data:\n        Version: 3 (0x2)\n"
     return {
         "alone": (pem(plain), 1),
-        "with room for one CA below": (pem(cross(folder, Wanted(path_length=1))), 1),
+        "with room for one CA below": (
+            pem(cross(folder, constraints=(x509.BasicConstraints(True, 1), True))),
+            1,
+        ),
         "with text before it": (text + pem(plain), 1),
         "with a PC's line ends": (pem(plain).replace(b"\n", b"\r\n"), 1),
-        "with its issuer": (pem(below, ISSUING.certificate), 2),
+        "with its issuer": (pem(below, ISSUING.chain[0]), 2),
         "with its issuers up to their root": (
-            pem(below, ISSUING.certificate, COMPANY.certificate),
+            pem(below, ISSUING.chain[0], COMPANY.chain[0]),
             3,
         ),
     }
@@ -940,44 +877,45 @@ def test_a_good_cross_certificate_and_its_issuers_end_every_chain(
     data, count = files_of_higher_cas(copy)[form]
     fine(put_cross(copy, data))
     company = copy / "company.pem"
-    company.write_bytes(pem(COMPANY.certificate))
+    company.write_bytes(pem(COMPANY.chain[0]))
     given = x509.load_pem_x509_certificates(data)
     assert len(given) == count
     for name in ("server", "client2"):
-        assert chain(copy, name)[2:] == given
+        assert chain(copy / "keys" / name)[2:] == given
     node = copy / "keys/server"
     openssl(
         "verify", "-CAfile", company, "-untrusted", node / "fullchain.pem", node / "cert.pem"
     )
 
 
-@pytest.mark.parametrize("digest", ["sha256", "sha1", "md5"])
+def put_cross_signed_with(folder: Path, digest: str) -> Result:
+    """Have openssl sign the cross.pem with a digest, and run the script."""
+    cross_certify(folder / "keys/root", folder / "higher", folder / "cross.pem", f"-{digest}")
+    return put_cross(folder, (folder / "cross.pem").read_bytes())
+
+
+def test_a_cross_certificate_with_sha256_ends_every_chain(copy: Path) -> None:
+    fine(put_cross_signed_with(copy, "sha256"))
+    assert len(chain(copy / "keys/client2")) == 3
+
+
+@pytest.mark.parametrize("digest", ["sha1", "md5"])
 def test_a_cross_certificate_with_a_digest_that_can_be_forged_is_an_error(
     copy: Path, digest: str
 ) -> None:
-    root, request = copy / "keys/root", copy / "request.pem"
-    higher = make_ca(copy / "higher", "higher", "-newkey", "rsa:2048", "-nodes")
-    key = ("-signkey", root / "key.pem", "-passin", "pass:root")
-    openssl("x509", "-x509toreq", "-in", root / "cert.pem", *key, "-out", request)
-    extensions = CA_EXTENSIONS.replace(", pathlen:0", "")
-    sign(request, higher, "", extensions, copy / "cross.pem", digest)
-    result = put_cross(copy, (copy / "cross.pem").read_bytes())
-    if digest == "sha256":
-        fine(result)
-        assert len(chain(copy, "client2")) == 3
-        return
+    result = put_cross_signed_with(copy, digest)
     (line,) = faults(result, "keys/root/cross.pem")
     assert digest in line
-    assert states(result)["client2"] == "made" and len(chain(copy, "client2")) == 2
+    assert states(result)["client2"] == "made" and len(chain(copy / "keys/client2")) == 2
 
 
 def more_blocks(folder: Path) -> dict[str, bytes]:
     """Return cross.pem in forms that can't be a chain."""
-    below = pem(cross(folder, Wanted(), ISSUING))
+    below = pem(cross(folder, ISSUING))
     return {
-        "a stranger follows": below + pem(STRANGER.certificate),
-        "the issuer stands first": pem(ISSUING.certificate) + below,
-        "an issuer is left out": below + pem(COMPANY.certificate),
+        "a stranger follows": below + pem(STRANGER.chain[0]),
+        "the issuer stands first": pem(ISSUING.chain[0]) + below,
+        "an issuer is left out": below + pem(COMPANY.chain[0]),
         "the end is cut off": below[: len(below) // 2],
         "it is empty": b"",
     }
@@ -999,22 +937,22 @@ def test_a_cross_certificate_with_what_is_not_its_issuer_is_an_error(
     result = put_cross(copy, more_blocks(copy)[case])
     faults(result, "keys/root/cross.pem")
     assert states(result)["client2"] == "made"
-    assert len(chain(copy, "server")) == len(chain(copy, "client2")) == 2
+    assert len(chain(copy / "keys" / "server")) == len(chain(copy / "keys" / "client2")) == 2
 
 
 def test_a_cross_certificate_that_ends_soon_is_a_warning_and_once_it_has_ended_an_error(
     copy: Path,
 ) -> None:
-    result = put_cross(copy, pem(cross(copy, Wanted(begins=-20, ends=9))))
+    result = put_cross(copy, pem(cross(copy, days=(-20, 9))))
     (line,) = warned(result, "keys/root/cross.pem")
     assert day(9) in line
-    assert len(chain(copy, "server")) == 3
+    assert len(chain(copy / "keys" / "server")) == 3
     result = later(copy, "+12 days", env=MASTERS)
     faults(result, "keys/root/cross.pem")
-    assert len(chain(copy, "server")) == len(chain(copy, "client2")) == 2
-    (copy / "keys/root/cross.pem").write_bytes(pem(cross(copy, Wanted())))
+    assert len(chain(copy / "keys" / "server")) == len(chain(copy / "keys" / "client2")) == 2
+    (copy / "keys/root/cross.pem").write_bytes(pem(cross(copy)))
     fine(generate(copy, env=MASTERS))
-    assert len(chain(copy, "server")) == 3
+    assert len(chain(copy / "keys" / "server")) == 3
 
 
 # --- Keys that are not encrypted as the configuration says -----------------------------------
@@ -1122,23 +1060,11 @@ def made_revoked(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fine(generate(folder, env=MASTERS))
     configure(folder)
     ca = folder / "keys/master"
-    (old,) = lists(ca / "crl.pem")
-    builder = (
-        x509.CertificateRevocationListBuilder(old.issuer)
-        .last_update(now() - timedelta(hours=1))
-        .next_update(now() + timedelta(days=900))
-        .add_extension(x509.CRLNumber(2), False)
-        .add_extension(old.extensions.get_extension_for_oid(AUTHORITY).value, False)
-    )
-    for name, reason in REASONS.items():
-        entry = x509.RevokedCertificateBuilder(serial(folder / "keys" / name), LONG_AGO)
-        if reason != "unspecified":
-            entry = entry.add_extension(x509.CRLReason(x509.ReasonFlags(reason)), False)
-        builder = builder.add_revoked_certificate(entry.build())
-    key = serialization.load_pem_private_key((ca / "key.pem").read_bytes(), b"sros")
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    crl = builder.sign(key, hashes.SHA256())
-    (ca / "crl.pem").write_bytes(crl.public_bytes(serialization.Encoding.PEM))
+    entries = [
+        on_list(serial(folder / "keys" / name), reason, LONG_AGO)
+        for name, reason in REASONS.items()
+    ]
+    (ca / "crl.pem").write_bytes(make_list(ca, "sros", 2, *entries))
     fine(generate(folder, env=None))
     return folder
 

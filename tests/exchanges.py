@@ -1,0 +1,131 @@
+"""Exchanges: the server and the client as processes, and peers in Python.
+
+server = Server("-k", str(folder / "keys/server"), cwd=tmp_path)  # or the fixture serve
+result = client(server.port, folder / "keys/client", "hola")
+assert server.printed("accepted\nread: [hola]\nclosed\n")
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from running import CLIENT, DEADLINE, PHRASES, SERVER, Result, environment, run
+
+
+class Server:
+    """A running simple_https_server.py: its port, and what it printed."""
+
+    def __init__(
+        self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = PHRASES
+    ) -> None:
+        self.out = cwd / f"out-{time.monotonic_ns()}"
+        self.err = self.out.with_name(self.out.name.replace("out", "err"))
+        command = [sys.executable, str(SERVER), "--port", "0", *arguments]
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        try:
+            self.wait_for(lambda: "listening" in self.err.read_text())
+        except BaseException:
+            self.process.kill()
+            raise
+        match = re.search(r"listening on \S+ port ([0-9]+)", self.err.read_text())
+        assert match, self.err.read_text()
+        self.port = int(match[1])
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Poll until a condition holds, or fail with all that the server printed."""
+        until = time.monotonic() + DEADLINE
+        while not condition():
+            printed = f"{self.out.read_text()}{self.err.read_text()}"
+            assert time.monotonic() < until and self.process.poll() is None, printed
+            select.select([], [], [], 0.01)
+
+    def printed(self, text: str) -> bool:
+        """Wait until the standard output is exactly a text."""
+        self.wait_for(lambda: self.out.read_text() == text)
+        return True
+
+    def complained(self, text: str) -> bool:
+        """Wait until a text stands on standard error."""
+        self.wait_for(lambda: text in self.err.read_text())
+        return True
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End the server and return its exit status."""
+        self.process.send_signal(how)
+        return self.process.wait(DEADLINE)
+
+
+def client(
+    port: int, keys: Path, *arguments: str, env: Mapping[str, str] | None = PHRASES
+) -> Result:
+    """Run simple_https_client.py against a port."""
+    return run(sys.executable, CLIENT, "--port", str(port), "-k", keys, *arguments, env=env)
+
+
+def connect(port: int, keys: Path) -> ssl.SSLSocket:
+    """Connect as a client of Python's own, which the test can keep, cut or make speak."""
+    context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
+    context.load_cert_chain(
+        keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
+    )
+    raw = socket.create_connection(("127.0.0.1", port), DEADLINE)
+    return context.wrap_socket(raw, server_hostname="localhost")
+
+
+def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
+    """Send a line and return the line that comes back."""
+    connection.sendall(line + b"\n")
+    answer = b""
+    while not answer.endswith(b"\n"):
+        data = connection.recv(65536)
+        assert data, "the server closed"
+        answer += data
+    return answer[:-1]
+
+
+SERVED = "accepted\nread: [hola]\nclosed\n"
+ANSWERED = "connected\nread: [hello]\n"
+Serve = Callable[..., Server]
+
+
+def exchange(serve: Serve, server: Path, peer: Path) -> None:
+    """Require a successful exchange of two folders."""
+    started = serve("-k", str(server))
+    result = client(started.port, peer)
+    assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
+    assert started.printed(SERVED)
+
+
+def refuse(serve: Serve, server: Path, peer: Path, by: str, reason: str, alert: str) -> None:
+    """Require that one side refuses the other for a reason, which gets an alert."""
+    started = serve("-k", str(server))
+    result = client(started.port, peer)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert started.complained("error: ") and started.out.read_text() == ""
+    (mine,) = result.stderr.splitlines()
+    (theirs,) = [line for line in started.err.read_text().splitlines() if "error: " in line]
+    assert mine.startswith(f"{CLIENT.name}: error: ")
+    assert theirs.startswith(f"{SERVER.name}: error: ")
+    lines = {"client": mine, "server": theirs}
+    verifier = lines.pop(by)
+    (other,) = lines.values()
+    assert reason in verifier and "alert" not in verifier
+    assert f"alert {alert}" in other
