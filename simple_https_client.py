@@ -178,7 +178,7 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
 
 
 def check_openssl_cnf(context: ssl.SSLContext) -> None:
-    """Name the file whose settings Python can't override. Raises ValueError if they are wrong."""
+    """Check the file whose settings Python can't override. Raises ValueError."""
     usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
     file = Path(os.environ.get("OPENSSL_CONF", usual))
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]

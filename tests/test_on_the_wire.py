@@ -17,34 +17,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import (
+from certificates import CA, authority, certificate, certify, pem
+from configurations import configure
+from exchanges import ANSWERED, Server, ask, client, connect
+from needs import PATH, needs, needs_package, needs_root
+from running import (
     CLIENT,
     DEADLINE,
     PHRASES,
     SERVER,
-    Server,
     Terminal,
-    ask,
-    client,
-    configure,
-    connect,
     environment,
     generate,
     openssl,
+    poll,
     run,
 )
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from folders import certificate
-from needs import PATH, needs, needs_package, needs_root
 
-ANSWERED = "connected\nread: [hello]\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 BAD = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SOON = 4.0  # seconds, less than any time limit of the scripts
@@ -178,7 +170,7 @@ def test_the_client_does_not_take_the_rest_of_an_answer_for_the_next_one(
     assert (result.returncode, result.stderr) == (0, "")
 
 
-# --- Programs that speak HTTP -----------------------------------------------------------------
+# --- Programs that speak HTTP ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -430,6 +422,7 @@ kill $!
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "host", "addresses"), MACHINES.values(), ids=MACHINES)
 def test_a_machine_serves_on_the_addresses_that_it_has(
     copy: Path, change: str, host: str, addresses: str
@@ -541,10 +534,7 @@ def test_a_signal_to_reload_that_comes_early_is_remembered(copy: Path, tmp_path:
         anchors.unlink()
         anchors.write_text("damaged")
         pipe.write(text)
-    until = time.monotonic() + DEADLINE
-    while "cannot reload" not in log.read_text():
-        assert time.monotonic() < until and process.poll() is None, log.read_text()
-        select.select([], [], [], 0.01)
+    poll(lambda: "cannot reload" in log.read_text(), log.read_text)
     process.terminate()
     assert process.wait(DEADLINE) == 0
 
@@ -637,11 +627,8 @@ def test_a_good_client_is_served_beside_1100_silent_ones_under_the_usual_limit(
 
 def listening(log: Path) -> str:
     """Wait until a server listens, and return its port."""
-    until = time.monotonic() + DEADLINE
-    while not (found := re.search("listening .* port ([0-9]+)", log.read_text())):
-        assert time.monotonic() < until, log.read_text()
-        select.select([], [], [], 0.01)
-    return found[1]
+    poll(lambda: "listening " in log.read_text(), log.read_text)
+    return log.read_text().partition(" port ")[2].split()[0]
 
 
 @pytest.mark.parametrize("name", ["server", "client"])
@@ -864,12 +851,12 @@ def test_a_level_that_openssl_cnf_raises_is_not_lowered(tmp_path: Path, made: Pa
     show = "import ssl; print(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).security_level)"
     level = int(run(sys.executable, "-c", show, env=env).stdout)
     load = (
-        f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); sys.dont_write_bytecode = True;"
+        f"import sys; sys.path.insert(0, {str(SERVER.parent)!r});"
         "import pathlib, simple_https_server as script;"
         f"print(script.make_context(pathlib.Path({str(made / 'keys/server')!r}), b'sros')"
         ".security_level)"
     )
-    assert int(run(sys.executable, "-c", load, env=env).stdout) == max(level, 2)
+    assert int(run(sys.executable, "-B", "-c", load, env=env).stdout) == max(level, 2)
 
 
 # --- The client at the end -------------------------------------------------------------------
@@ -939,8 +926,7 @@ def test_each_alert_is_said_to_be_a_refusal(made: Path, code: int) -> None:
     ports: list[int] = []
     thread = threading.Thread(target=alerting, args=(ports, code))
     thread.start()
-    while not ports:
-        select.select([], [], [], 0.01)
+    poll(lambda: bool(ports))
     result = client(ports[0], made / "keys/client", "--host", "127.0.0.1")
     thread.join()
     expected = f"refused by 127.0.0.1 port {ports[0]}: alert {ALERTS[code]}\n"
@@ -951,23 +937,11 @@ def test_each_alert_is_said_to_be_a_refusal(made: Path, code: int) -> None:
 
 
 def expired(keys: Path) -> str:
-    """Return a certificate of the intermediate CA like its own, that has expired."""
-    pem = (keys / "root/key.pem").read_bytes()
-    root = load_pem_private_key(pem, PHRASES["SROS_ROOT_PASSPHRASE"].encode())
-    assert isinstance(root, ec.EllipticCurvePrivateKey)
+    """Return a certificate of the intermediate CA's key and name that has expired."""
     master = certificate(keys / "master/cert.pem")
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(master.subject)
-        .issuer_name(master.issuer)
-        .public_key(master.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(master.not_valid_before_utc - timedelta(days=9))
-        .not_valid_after(master.not_valid_before_utc - timedelta(days=1))
-    )
-    for extension in master.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    return builder.sign(root, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+    root = authority(keys / "root", PHRASES["SROS_ROOT_PASSPHRASE"])
+    made = certify(root, master.subject, master.public_key(), (-9, -1), **CA)
+    return pem(made).decode()
 
 
 def test_an_expired_issuer_of_ones_own_is_named_and_hides_no_valid_one(
