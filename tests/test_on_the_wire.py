@@ -968,3 +968,31 @@ def test_an_expired_issuer_of_the_peer_is_not_said_to_be_ones_own(
     result = client(server.port, copy / "keys/client")
     assert "warning: " not in result.stderr and "fullchain" not in result.stderr
     assert "fullchain.pem: our own CA" in server.err.read_text()
+
+
+# --- The page -------------------------------------------------------------------------------
+
+
+FIGURES = {  # rows of the page's table, by the constant of the script that each is about
+    "the first byte of a connection": (SERVER, "TIMEOUT"),
+    "the handshake": (SERVER, "TIMEOUT"),
+    "a line, from the answer before it to its newline": (SERVER, "IDLE_TIMEOUT"),
+    "the client takes an answer": (SERVER, "IDLE_TIMEOUT"),
+    "the client closes after the server": (SERVER, "TIMEOUT"),
+    "a line, with its newline": (SERVER, "MAX_LINE"),
+    "clients at once": (SERVER, "MAX_CONNECTIONS"),
+    "a line that the server prints": (SERVER, "MAX_SHOWN"),
+    "lines that wait to be printed": (SERVER, "MAX_UNPRINTED"),
+    "the client's steps: connection, handshake, write, read": (CLIENT, "TIMEOUT"),
+}
+
+
+def test_the_page_has_the_limits_of_the_scripts() -> None:
+    text = (SERVER.parent / "tests/on-the-wire.md").read_text()
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([0-9]+)[^|]* \|", text, re.M))
+    expected = {}
+    for row, (script_, name) in FIGURES.items():
+        found = re.search(rf"^{name} = ([0-9]+) ", script_.read_text(), re.M)
+        assert found, name
+        expected[row] = found[1]
+    assert rows == expected
