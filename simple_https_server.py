@@ -13,6 +13,8 @@ The script reads as a connection goes:
     answer_lines    answers line by line, until the client closes
     close_politely  closes so that the client can still read the last answer
 
+Two more threads help: reload_keys loads the folder again on SIGHUP, and Log prints the lines.
+
 The words used throughout:
 
     folder          the PEM files of one side, made by simple_key_generation.py
@@ -36,6 +38,7 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -148,7 +151,7 @@ def prepare_process() -> None:
             os.set_blocking(stream.fileno(), True)
 
 
-def start_thread(function: Any, *arguments: Any) -> None:
+def start_thread(function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in a thread that ends with the process. Raises RuntimeError."""
     Thread(target=function, args=arguments, daemon=True).start()
 
