@@ -83,7 +83,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line. Exit with status 2 if one is wrong."""
     parser = argparse.ArgumentParser(
-        description="Send lines to simple_https_client.py over mutual TLS, "
+        description="Send lines to simple_https_server.py over mutual TLS, "
         "and print each line that it answers."
     )
     parser.add_argument(
@@ -107,10 +107,11 @@ def parse_arguments() -> argparse.Namespace:
 
     # Send the bytes that were typed, whatever the encoding of the terminal.
     options.messages = [os.fsencode(text) + b"\n" for text in options.messages]
-    all_lines = all(is_line(message) for message in options.messages)
-    if options.port not in range(65536) or not all_lines:
-        limit = f"one line of less than {MAX_LINE} bytes"
-        parser.error(f"PORT must be 0 to 65535, a MESSAGE {limit}")
+    if options.port not in range(65536):
+        parser.error(f"argument --port: {options.port} is not in 0..65535")
+    for message in options.messages:
+        if not is_line(message):
+            parser.error(f"a MESSAGE must be one line of less than {MAX_LINE} bytes")
     return options
 
 
@@ -157,7 +158,7 @@ def make_context(folder: Path) -> ssl.SSLContext:
 
 
 def require_tls_1_3(context: ssl.SSLContext) -> None:
-    """Set the protocol, whatever openssl.cnf says. Raises ValueError if that can't be done."""
+    """Set the protocol and its strength, whatever openssl.cnf says. Raises ValueError."""
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options &= ~ssl.OP_NO_TLSv1_3
@@ -185,10 +186,10 @@ def check_openssl_cnf(context: ssl.SSLContext) -> None:
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
 
-    # These may exclude the algorithm of our own key, or all that a peer offers.
+    # This may exclude the algorithm of our own key, or of the peer's.
     with suppress(OSError):
         if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
-            warn(f"{file}: sets SignatureAlgorithms, which holds here, too")
+            warn(f"{file}: SignatureAlgorithms applies, as Python can't override it")
 
 
 def check_openssl(chain: Path) -> None:

@@ -252,7 +252,7 @@ def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
 
 
 def require_tls_1_3(context: ssl.SSLContext) -> None:
-    """Set the protocol, whatever openssl.cnf says. Raises ValueError if that can't be done."""
+    """Set the protocol and its strength, whatever openssl.cnf says. Raises ValueError."""
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options &= ~ssl.OP_NO_TLSv1_3
@@ -280,10 +280,10 @@ def check_openssl_cnf(context: ssl.SSLContext) -> None:
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
 
-    # These may exclude the algorithm of our own key, or all that a peer offers.
+    # This may exclude the algorithm of our own key, or of the peer's.
     with suppress(OSError):
         if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
-            warn(f"{file}: sets SignatureAlgorithms, which holds here, too")
+            warn(f"{file}: SignatureAlgorithms applies, as Python can't override it")
 
 
 def load_pem(context: ssl.SSLContext, file: Path) -> None:

@@ -586,7 +586,7 @@ def test_signature_algorithms_of_openssl_cnf_are_a_line_that_names_the_file(
     assert result.stdout == ANSWERED
     printed = {"server": server.err.read_text(), "client": result.stderr}
     for each, text in printed.items():
-        assert (f"{tmp_path}/openssl.cnf: sets Sign" in text) == (each == name)
+        assert (f"{tmp_path}/openssl.cnf: Sign" in text) == (each == name)
 
 
 SILENT = """import resource, socket, sys
