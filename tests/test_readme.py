@@ -21,9 +21,10 @@ import test_recipes
 import test_robots
 import test_ros1
 import test_zenoh
+from conftest import plain
 from exchanges import Server
 from needs import PACKAGES, needs, needs_mldsa, needs_those_of
-from programs import answers, follow, free_port, plain, running
+from programs import answers, follow, free_port, running
 from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
 README = pages.README
@@ -52,7 +53,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "openssl verify",
         "pip install -q -r tests/requirements.txt",
         "apt-get install -y openssl",
-        "apt-get install -y wget",
+        "apt-get install -y apache2-utils",
     ),
     "tests/speed.md": ("benchmark.py",),
     SERVICE: ("mkdir keys/service", "cfssl serve", "cfssl sign", "--revoke client3"),
