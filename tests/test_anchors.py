@@ -655,13 +655,13 @@ COUNT = """import cProfile, sys
 sys.path.insert(0, sys.argv[1])
 import simple_key_generation as script
 profile = cProfile.Profile()
-status = profile.runcall(script.main, ["-q"])
+status = profile.runcall(script.main, ["-q", *sys.argv[2:]])
 profile.create_stats()
 print(status, sum(calls for _, calls, _, _, _ in profile.stats.values()))"""
 
 
 def calls_of_runs(folder: Path, cas: int, nodes: int) -> list[int]:
-    """Return how many functions two runs call: one that makes all, and one that keeps it."""
+    """Return how many functions the runs call that make all, keep it, and spread a list."""
 
     def change(keys: Keys) -> None:
         for each in range(1, cas):
@@ -672,8 +672,9 @@ def calls_of_runs(folder: Path, cas: int, nodes: int) -> list[int]:
     folder.mkdir()
     edit(folder, change)
     counts = []
-    for _ in range(2):
-        result = run(sys.executable, "-c", COUNT, str(ROOT), cwd=folder, env=PHRASES)
+    for orders in ([], [], ["--revoke", "client"]):
+        command = (sys.executable, "-c", COUNT, str(ROOT), *orders)
+        result = run(*command, cwd=folder, env=PHRASES)
         status, count = result.stdout.split()
         assert status == "0", result.stderr
         counts.append(int(count))
