@@ -480,7 +480,7 @@ def crossed(under_a_higher_ca: Crossed, tmp_path: Path) -> Crossed:
     return under_a_higher_ca._replace(folder=folder)
 
 
-def judge(folder: Path, higher: Authority, name: str) -> list[Result]:
+def verdicts(folder: Path, higher: Authority, name: str) -> list[Result]:
     """Return what OpenSSL and GnuTLS say of a node when only the higher CA is trusted."""
     node, trust = folder / "keys" / name, ("-no-CApath", "-no-CAstore", "-CAfile", higher.cert)
     chain = ("-untrusted", node / "fullchain.pem", node / "cert.pem")
@@ -503,9 +503,9 @@ def test_those_who_trust_a_higher_ca_verify_our_nodes_through_cross_pem(
     for name in ("server", "client"):
         chain = (folder / f"keys/{name}/fullchain.pem").read_text()
         assert chain == (made / f"keys/{name}/fullchain.pem").read_text() + pem_of(cross)
-        for judged in judge(folder, higher, name):
+        for judged in verdicts(folder, higher, name):
             assert judged.returncode == 0, judged.stdout + judged.stderr
-        for judged in judge(made, higher, name):
+        for judged in verdicts(made, higher, name):
             assert judged.returncode != 0, judged.stdout
     # In the exchange, with a client that has no cross.pem itself.
     without = serve("-k", str(made / "keys/server"))
@@ -553,7 +553,7 @@ def test_cross_pem_stays_good_when_root_is_renewed(
     assert (keys / "root/cross.pem").read_bytes() == cross
     for name in ("server", "client"):
         assert certificate(keys / f"{name}/ca.pem") == new
-        for judged in judge(folder, higher, name):
+        for judged in verdicts(folder, higher, name):
             assert judged.returncode == 0, judged.stdout + judged.stderr
     server = serve("-k", str(keys / "server"))
     accepts(server, keys / "client")
