@@ -18,6 +18,8 @@ The words used throughout:
     close_notify    TLS's message at the end of a stream; without it, the stream was cut short
 """
 
+from __future__ import annotations
+
 import argparse
 import getpass
 import os
@@ -33,9 +35,16 @@ from typing import Any, TextIO
 MAX_LINE = 65536  # bytes, with the newline
 TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 
+# OpenSSL's words for a key that does not match the first certificate of the chain.
+MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
+
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
+
+
+class OutputError(Exception):
+    """An output that can't be written, such as a file on a full disk."""
 
 
 # --- 1. The main path ------------------------------------------------------------------------
@@ -44,9 +53,10 @@ PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICA
 def main() -> int:
     """Send the messages and print the answers. Return the exit status."""
     options = parse_arguments()
+    keep_outputs_blocking()
     try:
         context = make_context(options.keys)
-        raw = socket.create_connection((options.host, options.port), TIMEOUT)
+        raw = connect(options.host, options.port)
         with raw, wrap(raw, context, options.host) as connection:
             shake_hands(connection)
             if options.verbose:
@@ -55,8 +65,17 @@ def main() -> int:
     except KeyboardInterrupt:
         # End at once: Python must not warn of a socket that is still being connected.
         os._exit(130)
-    except (OSError, ValueError, EOFError) as error:
-        complain(options.host, options.port, error)
+    except OutputError as error:
+        # The reader of a pipe, such as `head`, may leave when it has seen enough.
+        if not isinstance(error.__cause__, BrokenPipeError):
+            complain("cannot print", error)
+        return 1
+    except (OSError, ValueError) as error:
+        what = "no exchange with"
+        # An alert tells that the server has refused us.
+        if describe_error(error).startswith("alert "):
+            what = "refused by"
+        complain(f"{what} {options.host} port {options.port}", error)
         return 1
     return 0
 
@@ -88,10 +107,11 @@ def parse_arguments() -> argparse.Namespace:
 
     # Send the bytes that were typed, whatever the encoding of the terminal.
     options.messages = [os.fsencode(text) + b"\n" for text in options.messages]
-    all_lines = all(is_line(message) for message in options.messages)
-    if options.port not in range(65536) or not all_lines:
-        limit = f"one line of less than {MAX_LINE} bytes"
-        parser.error(f"PORT must be 0 to 65535, a MESSAGE {limit}")
+    if options.port not in range(65536):
+        parser.error(f"argument --port: {options.port} is not in 0..65535")
+    for message in options.messages:
+        if not is_line(message):
+            parser.error(f"a MESSAGE must be one line of less than {MAX_LINE} bytes")
     return options
 
 
@@ -100,22 +120,24 @@ def is_line(message: bytes) -> bool:
     return message.count(b"\n") == 1 and len(message) <= MAX_LINE
 
 
+def keep_outputs_blocking() -> None:
+    """Undo what the parent process may have set: lines would be lost if a reader is slow."""
+    for stream in (sys.stdout, sys.stderr):
+        # Python has no stream if it was closed when the script started.
+        if stream is not None:
+            os.set_blocking(stream.fileno(), True)
+
+
 # --- 2. The keys folder ----------------------------------------------------------------------
 
 
 def make_context(folder: Path) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in a folder.
 
-    Raises OSError or ValueError, with advice, if that can't be done.
+    Raises OSError or ValueError, with the name of the file, if that can't be done.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-
-    # Refuse weak keys and digests, whatever openssl.cnf says.
-    context.set_ciphers("DEFAULT:@SECLEVEL=2")
-
-    # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    require_tls_1_3(context)
 
     # The server must show a certificate for the host that was called. Only the names in its
     # subjectAltName count, and not its commonName (RFC 9525, section 2).
@@ -128,31 +150,53 @@ def make_context(folder: Path) -> ssl.SSLContext:
     # with it a chain could end in any certificate that is loaded below.
     context.verify_flags = ssl.VERIFY_X509_STRICT
 
-    check_files(folder)
-    try:
-        # OpenSSL asks for the pass phrase only if the key is encrypted.
-        context.load_cert_chain(
-            folder / "fullchain.pem", folder / "key.pem", password=get_pass_phrase
-        )
-        context.load_verify_locations(folder / "ca.pem")
-        load_own_issuers(context, folder / "fullchain.pem")
-        load_lists(context, folder / "crl.pem")
-    except OSError as error:
-        advice = "SROS_PASSPHRASE wrong or not set, or a damaged file"
-        raise ValueError(f"{folder}: {advice}: {error}") from error
+    check_openssl(folder / "fullchain.pem")
+    load_anchors(context, folder)
+    load_lists(context, folder / "crl.pem")
+    load_identity(context, folder, read_pass_phrase(folder / "key.pem"))
     return context
 
 
-def check_files(folder: Path) -> None:
-    """Look for problems that OpenSSL does not explain. Raises OSError or ValueError."""
-    # OpenSSL does not name the file that is missing.
-    for name in ("key.pem", "fullchain.pem", "ca.pem"):
-        with (folder / name).open():
-            pass
+def require_tls_1_3(context: ssl.SSLContext) -> None:
+    """Set the protocol and its strength, whatever openssl.cnf says. Raises ValueError."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.options &= ~ssl.OP_NO_TLSv1_3
 
-    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(folder / "fullchain.pem"):
+    # Refuse weak keys and digests. A higher level stays.
+    if context.security_level < 2:
+        context.set_ciphers("DEFAULT:@SECLEVEL=2")
+
+    # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+
+    # Before OpenSSL 3.5, the default groups include ffdhe8192, with which each ClientHello
+    # costs 0.2 seconds of CPU. All peers support this one (RFC 8446, section 9.1).
+    if ssl.OPENSSL_VERSION_INFO < (3, 5):
+        context.set_ecdh_curve("prime256v1")
+
+    check_openssl_cnf(context)
+
+
+def check_openssl_cnf(context: ssl.SSLContext) -> None:
+    """Check the file whose settings Python can't override. Raises ValueError."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    file = Path(os.environ.get("OPENSSL_CONF", usual))
+    protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
+    if "TLSv1.3" not in protocols:
+        raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
+
+    # This may exclude the algorithm of our own key, or of the peer's.
+    with suppress(OSError):
+        if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
+            warn(f"{file}: SignatureAlgorithms applies, as Python can't override it")
+
+
+def check_openssl(chain: Path) -> None:
+    """Check that OpenSSL knows the algorithms of a chain. Raises OSError or ValueError."""
+    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(chain):
         found = f"this Python's ssl has {ssl.OPENSSL_VERSION}"
-        raise ValueError(f"{folder}: ML-DSA takes OpenSSL 3.5, {found}")
+        raise ValueError(f"{chain}: ML-DSA takes OpenSSL 3.5, {found}")
 
 
 def uses_ml_dsa(chain: Path) -> bool:
@@ -165,29 +209,31 @@ def uses_ml_dsa(chain: Path) -> bool:
     return False
 
 
-def get_pass_phrase() -> str:
-    """Return the pass phrase. Raises OSError if there is no terminal to type it at."""
-    if "SROS_PASSPHRASE" in os.environ:
-        return os.environ["SROS_PASSPHRASE"]
-
-    # Without a terminal, getpass would read standard input. This raises OSError.
-    os.close(os.open("/dev/tty", os.O_RDWR))
-    return getpass.getpass("Enter PEM pass phrase:")
+def load_pem(context: ssl.SSLContext, file: Path) -> None:
+    """Load certificates and lists from a file. Raises ValueError that names the file."""
+    try:
+        context.load_verify_locations(file)
+    except OSError as error:
+        raise ValueError(f"{file}: {describe_error(error)}") from error
 
 
-def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
-    """Add our own issuers to a context, for peers that don't send theirs.
+def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
+    """Load the anchors, and our own issuers for peers that don't send theirs.
 
     Some programs, such as Chromium, send only their own certificate. If our CA has issued it,
     our issuers are theirs, too. These CAs become intermediates and not anchors, because they
     are not self-signed: a chain through them must still end in an anchor.
+
+    Raises ValueError if a file can't be loaded.
     """
+    load_pem(context, folder / "ca.pem")
     anchors = [anchor["subject"] for anchor in context.get_ca_certs()]
 
     # In the standard library, only a context parses certificates. It lists only CAs.
+    chain = folder / "fullchain.pem"
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    reader.load_verify_locations(chain)
-    fields = reader.get_ca_certs()
+    load_pem(reader, chain)
+    fields: Any = reader.get_ca_certs()
     encodings = reader.get_ca_certs(binary_form=True)
 
     for certificate, encoding in zip(fields, encodings, strict=True):
@@ -195,27 +241,93 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
         # A cross-certificate has an anchor's name. Through it, a chain would go on to a higher
         # CA, which is no anchor here, and fail.
         replaces_anchor = certificate["subject"] in anchors
-        if not self_signed and not replaces_anchor:
-            context.load_verify_locations(cadata=encoding)
+        if self_signed or replaces_anchor:
+            continue
+
+        # OpenSSL would prefer an expired one to a renewed one that the peer sends.
+        begin = ssl.cert_time_to_seconds(certificate["notBefore"])
+        end = ssl.cert_time_to_seconds(certificate["notAfter"])
+        if not begin <= time.time() <= end:
+            warn(f"{chain}: our own CA's certificate has expired, or is not valid yet")
+            continue
+        context.load_verify_locations(cadata=encoding)
 
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
-    """Add the revocation lists to a context, if the folder has any."""
-    # A link that leads nowhere is an error here, and not a folder without lists.
-    if os.path.lexists(lists):
-        context.load_verify_locations(lists)
-        # Check the whole chain, because a CA may be revoked, too.
-        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    """Load the revocation lists, if the folder has any. Raises ValueError."""
+    # A link that leads nowhere is an error below, and not a folder without lists.
+    if not os.path.lexists(lists):
+        warn(f"{lists} is missing: revoked peers are let in")
+        return
+
+    before = context.cert_store_stats()["x509"]
+    load_pem(context, lists)
+    if context.cert_store_stats()["x509"] != before:
+        raise ValueError(f"{lists}: has a certificate, which we would trust; take it out")
+
+    # Check the whole chain, because a CA may be revoked, too.
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+
+
+def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> None:
+    """Load our own key and chain. Raises ValueError that names the file."""
+    key = folder / "key.pem"
+    chain = folder / "fullchain.pem"
+    try:
+        # A pass phrase is always given, or OpenSSL itself would ask for it.
+        context.load_cert_chain(chain, key, password=pass_phrase)
+    except (OSError, ValueError) as error:
+        words = describe_error(error)
+        if words == "PEM lib":
+            words = "SROS_PASSPHRASE is wrong or not set, or the file is damaged"
+        elif words in MISMATCHES:
+            words = f"does not match the first certificate in {chain}"
+        elif words.startswith(("ee key", "ca key", "ca md")):
+            key = chain
+        raise ValueError(f"{key}: {words}") from error
+
+
+def read_pass_phrase(key: Path) -> bytes:
+    """Return a key's pass phrase: from the environment, or typed at the terminal.
+
+    A key that is not encrypted has an empty one. Raises OSError or ValueError.
+    """
+    if b"SROS_PASSPHRASE" in os.environb:
+        return os.environb[b"SROS_PASSPHRASE"]
+    if b"ENCRYPTED" not in key.read_bytes():
+        return b""
+
+    try:
+        # Without a terminal, getpass would read standard input.
+        os.close(os.open("/dev/tty", os.O_RDWR))
+        return os.fsencode(getpass.getpass("Enter PEM pass phrase:"))
+    except UnicodeError:
+        # The words of this error show a part of what was typed.
+        raise ValueError(f"{key}: the pass phrase is not text in this locale") from None
+    except (OSError, EOFError):
+        problem = "SROS_PASSPHRASE is not set, and nothing was typed at a terminal"
+        raise ValueError(f"{key}: {problem}") from None
 
 
 # --- 3. The connection -----------------------------------------------------------------------
+
+
+def connect(host: str, port: int) -> socket.socket:
+    """Return a TCP connection to a host. Raises OSError."""
+    # `localhost` is this machine, by IPv6 or IPv4 (RFC 6761, section 6.3).
+    if host.lower().removesuffix(".") == "localhost":
+        with suppress(OSError):
+            return socket.create_connection(("::1", port), TIMEOUT)
+        host = "127.0.0.1"
+    return socket.create_connection((host, port), TIMEOUT)
 
 
 def wrap(raw: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
     """Return a connection for TLS. Nothing is sent yet, and nothing is verified."""
     return context.wrap_socket(
         raw,
-        server_hostname=host,
+        # A certificate has names without a final dot, and addresses without a zone (%eth0).
+        server_hostname=host.partition("%")[0].removesuffix("."),
         do_handshake_on_connect=False,
         # A stream that is cut short must raise an error.
         suppress_ragged_eofs=False,
@@ -229,11 +341,13 @@ def shake_hands(connection: ssl.SSLSocket) -> None:
 
     - the server has the private key of its certificate;
     - a chain leads from this certificate to an anchor;
-    - the certificate is meant for servers (extendedKeyUsage: serverAuth);
+    - the certificate may be used by servers: if it has an extendedKeyUsage, serverAuth is in
+      it;
     - the certificate has the name or address of the host (subjectAltName);
-    - each certificate in the chain has a right signature, has begun and has not expired, and
+    - each certificate in the chain has a valid signature, is within its validity period, and
       keeps to the limits that the CAs above it set (such as pathlen and nameConstraints);
-    - each CA in the chain has a list that has not expired, and no certificate is on it.
+    - if the folder has a crl.pem: it has a list of each CA in the chain, the list has not
+      expired, and no certificate is on it.
 
     If one of these fails, OpenSSL sends an alert that says which. In TLS 1.3 this function
     returns before the server has verified us. Its first answer tells that it has accepted us.
@@ -255,9 +369,13 @@ def describe_session(connection: ssl.SSLSocket) -> str:
 
 
 def exchange(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
-    """Send each message and print its answer. Raises OSError."""
+    """Send each message and print its answer. Raises OSError or OutputError."""
     unread = b""
     for number, message in enumerate(messages):
+        # Such a line would be taken for the answer to this message.
+        if unread:
+            raise ConnectionError("more than one line answers a message")
+
         # If the server has refused us, this may fail. Go on: its alert can still be read.
         with suppress(OSError):
             connection.sendall(message)
@@ -266,35 +384,54 @@ def exchange(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
         # The first answer tells that the server has accepted us.
         if number == 0:
             say("connected", sys.stdout)
-        say(f"read: [{answer.decode(errors='backslashreplace')}]", sys.stdout)
+        # Bytes that are not UTF-8 become surrogates, which are escaped when they are printed.
+        say(f"read: [{answer.decode(errors='surrogateescape')}]", sys.stdout)
 
-    # Send close_notify. All answers have arrived, so errors no longer matter.
+    # Send close_notify, and don't wait for the server's: all answers have arrived.
+    connection.setblocking(False)
     with suppress(OSError):
         connection.unwrap()
 
 
 def read_line(connection: ssl.SSLSocket, unread: bytes) -> tuple[bytes, bytes]:
-    """Return a line without its newline, and what was read after it. Raises OSError."""
+    """Return a line without its end, and what was read after it. Raises OSError."""
     deadline = time.monotonic() + TIMEOUT
-    while b"\n" not in unread:
+    while b"\n" not in unread and len(unread) < MAX_LINE:
+        connection.settimeout(time_left(deadline))
         data = connection.recv(MAX_LINE)
+        if not data:
+            raise ConnectionError("the server closed before the end of its answer")
         unread += data
-        if not data or len(unread) > MAX_LINE or time.monotonic() > deadline:
-            raise ConnectionError("no answer, or one that is cut short, too long or too slow")
+    connection.settimeout(TIMEOUT)
+
     line, _, rest = unread.partition(b"\n")
-    return line, rest
+    if len(line) >= MAX_LINE:
+        raise ConnectionError(f"an answer longer than {MAX_LINE} bytes")
+    # LF or CR LF ends a line.
+    return line.removesuffix(b"\r"), rest
+
+
+def time_left(deadline: float) -> float:
+    """Return the seconds until a deadline. Raises TimeoutError after it."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("timed out")
+    return seconds
 
 
 # --- 4. Output -------------------------------------------------------------------------------
 
 
-def complain(host: str, port: int, error: Exception) -> None:
-    """Print an error line. If the error is an alert, the server has refused us."""
-    words = describe_error(error)
-    what = "no exchange with"
-    if "alert " in words:
-        what = "refused by"
-    say(f"simple_https_client.py: error: {what} {host} port {port}: {words}", sys.stderr)
+def complain(what: str, error: Exception) -> None:
+    """Print an error line."""
+    with suppress(OutputError):
+        say(f"simple_https_client.py: error: {what}: {describe_error(error)}", sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    with suppress(OutputError):
+        say(f"simple_https_client.py: warning: {text}", sys.stderr)
 
 
 def describe_error(error: Exception) -> str:
@@ -303,30 +440,40 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
-    words = re.sub(r"\[[^]]*\] ", "", str(error))
+    words = re.sub(r"^\[[^]]*\] ", "", str(error))
     words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
-    words = re.sub(r"\S+ (?=alert )", "", words)
+    # Some alerts lack the word, such as `tlsv1 unrecognized name`.
+    words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
+    if words == "internal error":
+        return "OpenSSL can't use what the peer sent (internal error)"
     return words or "end of input"
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """Print a line, and escape what is not printable: a peer must not forge lines."""
+    """Print a line, and escape what is not printable: a peer must not forge lines.
+
+    Raises OutputError.
+    """
     # Python has no stream if it was closed when the script started.
     if stream is None:
         return
     if not text.isprintable():
-        text = "".join(escape(character) for character in text)
+        text = escape(text)
 
     # The stream's encoding may lack characters that a peer sends.
     text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
-    print(text, file=stream, flush=True)
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        raise OutputError(describe_error(error)) from error
 
 
-def escape(character: str) -> str:
-    """Return a printable character as it is, and any other as a code, such as \\x1b."""
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode()
+def escape(text: str) -> str:
+    """Return a text with codes, such as \\x1b, for what is not printable."""
+    # repr does so, and is fast. It stands between quotation marks.
+    quoted = repr(text)
+    # A byte that is not UTF-8 was decoded as a surrogate: \\xff as \\udcff.
+    return quoted[1:-1].replace("\\udc", "\\x")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ The script reads as a connection goes:
     answer_lines    answers line by line, until the client closes
     close_politely  closes so that the client can still read the last answer
 
+Two more threads help: reload_keys loads the folder again on SIGHUP, and Log prints the lines.
+
 The words used throughout:
 
     folder          the PEM files of one side, made by simple_key_generation.py
@@ -30,58 +32,41 @@ import errno
 import getpass
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from io import BufferedReader
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock, Thread, active_count
+from threading import Event, Lock, Thread, active_count
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with the newline
+MAX_SHOWN = 1000  # characters of a line that are printed
+MAX_UNPRINTED = 10000  # lines that wait to be printed; further ones are lost
 MAX_CONNECTIONS = 2000  # clients served at once; further ones wait in the system's queue
 MIN_THREADS = 8  # kept, even while there are fewer clients
-TIMEOUT = 5  # seconds for the whole handshake, and for the client to close after us
-IDLE_TIMEOUT = 60  # seconds in which a connection must read or write something
+TIMEOUT = 5  # seconds for the first byte, for the handshake, and for the client to close
+IDLE_TIMEOUT = 60  # seconds for a line to arrive, and for the client to take its answer
 PAUSE = 0.5  # seconds before another try to accept, and for last answers at the end
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-HTTP_REQUEST = re.compile(r"[A-Z]+ \S+ HTTP/1\.\d")
-HTTP_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n"
+# The request line of HTTP/1 (RFC 9112, section 3), and what is nearly one.
+HTTP_REQUEST = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[0-9]")
+HTTP_LOOKALIKE = re.compile(rb"(?i)\s*[a-z-]+\s+([/*]|https?:).*HTTP/[0-9.]+\s*")
+HTTP_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
+HTTP_ERROR = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+# OpenSSL's words for a key that does not match the first certificate of the chain.
+MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
 
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
-
-
-class Shared:
-    """What all threads share. A reload replaces the context, for the clients after it."""
-
-    def __init__(self, context: ssl.SSLContext, verbose: bool) -> None:
-        self.context = context
-        self.verbose = verbose
-
-
-class PassPhrase:
-    """The pass phrase of key.pem. It is typed once at most: a reload does not ask again."""
-
-    def __init__(self) -> None:
-        self.typed: str | None = None
-
-    def get(self) -> str:
-        """Return the pass phrase. Raises OSError if there is no terminal to type it at."""
-        if "SROS_PASSPHRASE" in os.environ:
-            return os.environ["SROS_PASSPHRASE"]
-
-        if self.typed is None:
-            # Without a terminal, getpass would read standard input. This raises OSError.
-            os.close(os.open("/dev/tty", os.O_RDWR))
-            self.typed = getpass.getpass("Enter PEM pass phrase:")
-        return self.typed
 
 
 # --- 1. The main path ------------------------------------------------------------------------
@@ -89,31 +74,40 @@ class PassPhrase:
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM. Return the exit status."""
+    # If a SIGHUP comes early, it waits until sigwait takes it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     options = parse_arguments()
-    pass_phrase = PassPhrase()
+    prepare_process()
     try:
-        shared = Shared(make_context(options.keys, pass_phrase), options.verbose)
+        check_openssl(options.keys / "fullchain.pem")
+        pass_phrase = read_pass_phrase(options.keys / "key.pem")
+        context = make_context(options.keys, pass_phrase)
         listeners = listen(options.host, options.port)
-        start_threads(listeners, shared)
+
+        # All threads inherit this mask, so signals are left to sigwait below.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        shared = Shared(context, options.verbose)
+        reload_wanted = Event()
+        start_thread(reload_keys, reload_wanted, shared, options.keys, pass_phrase)
+        crew = Crew(shared)
+        for listener in listeners:
+            start_thread(accept_clients, listener, crew)
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, EOFError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         complain(f"cannot serve {options.host} port {options.port}", error)
         return 1
 
     port = listeners[0].getsockname()[1]
-    say(f"listening on {options.host} port {port}", sys.stderr)
-
+    shared.log.put(f"listening on {options.host} port {port}", sys.stderr)
     received = signal.sigwait(SIGNALS)
     while received == signal.SIGHUP:
-        try:
-            shared.context = make_context(options.keys, pass_phrase)
-        except (OSError, ValueError, EOFError) as error:
-            complain("cannot reload, the old keys stay in force", error)
+        reload_wanted.set()
         received = signal.sigwait(SIGNALS)
 
     # Let the threads answer what has arrived. A second signal ends that, too.
     signal.sigtimedwait(SIGNALS, PAUSE)
+    shared.log.finish()
     if received == signal.SIGTERM:
         return 0
     return 130
@@ -126,7 +120,9 @@ def parse_arguments() -> argparse.Namespace:
         "others with themselves."
     )
     parser.add_argument(
-        "--host", default="localhost", help="name or address to listen on (%(default)s)"
+        "--host",
+        default="localhost",
+        help="name or address to listen on (%(default)s); `::`: every address of this machine",
     )
     parser.add_argument(
         "--port", default=8443, type=int, help="TCP port (%(default)s); 0: any"
@@ -141,22 +137,101 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
+def prepare_process() -> None:
+    """Change what is not as a server needs it. Where that is not permitted, it stays."""
+    # Each client takes a descriptor. The usual limit of 1,024 is too low.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    # If an output does not block, lines are lost while its reader is slow.
+    for stream in (sys.stdout, sys.stderr):
+        # Python has no stream if it was closed when the script started.
+        if stream is not None:
+            os.set_blocking(stream.fileno(), True)
+
+
+def start_thread(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in a thread that ends with the process. Raises RuntimeError."""
+    Thread(target=function, args=arguments, daemon=True).start()
+
+
+class Shared:
+    """What all threads share. A reload replaces the context, for the clients after it."""
+
+    def __init__(self, context: ssl.SSLContext, verbose: bool) -> None:
+        self.context = context
+        self.verbose = verbose
+        self.log = Log()
+
+
+def reload_keys(wanted: Event, shared: Shared, folder: Path, pass_phrase: bytes) -> None:
+    """Load the folder whenever it is wanted. If that fails, the old keys stay in force.
+
+    This has a thread of its own. If the folder hangs, such as on a dead network drive, the
+    main thread can still end the server.
+    """
+    while wanted.wait():
+        wanted.clear()
+        try:
+            context = make_context(folder, pass_phrase)
+            if checks_lists(shared.context) and not checks_lists(context):
+                # It may have been lost. Without it, revoked clients would be let in.
+                raise ValueError(f"{folder}/crl.pem is gone; to do without it, restart")
+            shared.context = context
+        except (OSError, ValueError) as error:
+            complain("cannot reload, the old keys stay in force", error)
+
+
 # --- 2. The keys folder ----------------------------------------------------------------------
 
 
-def make_context(folder: Path, pass_phrase: PassPhrase) -> ssl.SSLContext:
+def check_openssl(chain: Path) -> None:
+    """Check that OpenSSL knows the algorithms of a chain. Raises OSError or ValueError."""
+    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(chain):
+        found = f"this Python's ssl has {ssl.OPENSSL_VERSION}"
+        raise ValueError(f"{chain}: ML-DSA takes OpenSSL 3.5, {found}")
+
+
+def uses_ml_dsa(chain: Path) -> bool:
+    """Tell whether a certificate in a chain has an ML-DSA key or signature."""
+    for certificate in PEM_CERTIFICATE.findall(chain.read_text(errors="replace")):
+        # If it is damaged, OpenSSL will say so.
+        with suppress(ValueError):
+            if ML_DSA.search(ssl.PEM_cert_to_DER_cert(certificate)):
+                return True
+    return False
+
+
+def read_pass_phrase(key: Path) -> bytes:
+    """Return a key's pass phrase: from the environment, or typed at the terminal.
+
+    A key that is not encrypted has an empty one. Raises OSError or ValueError.
+    """
+    if b"SROS_PASSPHRASE" in os.environb:
+        return os.environb[b"SROS_PASSPHRASE"]
+    if b"ENCRYPTED" not in key.read_bytes():
+        return b""
+
+    try:
+        # Without a terminal, getpass would read standard input.
+        os.close(os.open("/dev/tty", os.O_RDWR))
+        return os.fsencode(getpass.getpass("Enter PEM pass phrase:"))
+    except UnicodeError:
+        # The words of this error show a part of what was typed.
+        raise ValueError(f"{key}: the pass phrase is not text in this locale") from None
+    except (OSError, EOFError):
+        problem = "SROS_PASSPHRASE is not set, and nothing was typed at a terminal"
+        raise ValueError(f"{key}: {problem}") from None
+
+
+def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
     """Return TLS settings from the PEM files in a folder.
 
-    Raises OSError or ValueError, with advice, if that can't be done.
+    Raises OSError or ValueError, with the name of the file, if that can't be done.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-
-    # Refuse weak keys and digests, whatever openssl.cnf says.
-    context.set_ciphers("DEFAULT:@SECLEVEL=2")
-
-    # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    require_tls_1_3(context)
 
     # A client that resumes a session with a ticket does not show its certificate again.
     context.num_tickets = 0
@@ -170,56 +245,72 @@ def make_context(folder: Path, pass_phrase: PassPhrase) -> ssl.SSLContext:
     # with it a chain could end in any certificate that is loaded below.
     context.verify_flags = ssl.VERIFY_X509_STRICT
 
-    check_files(folder)
-    try:
-        # OpenSSL asks for the pass phrase only if the key is encrypted.
-        context.load_cert_chain(
-            folder / "fullchain.pem", folder / "key.pem", password=pass_phrase.get
-        )
-        context.load_verify_locations(folder / "ca.pem")
-        load_own_issuers(context, folder / "fullchain.pem")
-        load_lists(context, folder / "crl.pem")
-    except OSError as error:
-        advice = "SROS_PASSPHRASE wrong or not set, or a damaged file"
-        raise ValueError(f"{folder}: {advice}: {error}") from error
+    load_anchors(context, folder)
+    load_lists(context, folder / "crl.pem")
+    load_identity(context, folder, pass_phrase)
     return context
 
 
-def check_files(folder: Path) -> None:
-    """Look for problems that OpenSSL does not explain. Raises OSError or ValueError."""
-    # OpenSSL does not name the file that is missing.
-    for name in ("key.pem", "fullchain.pem", "ca.pem"):
-        with (folder / name).open():
-            pass
+def require_tls_1_3(context: ssl.SSLContext) -> None:
+    """Set the protocol and its strength, whatever openssl.cnf says. Raises ValueError."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.options &= ~ssl.OP_NO_TLSv1_3
 
-    if ssl.OPENSSL_VERSION_INFO < (3, 5) and uses_ml_dsa(folder / "fullchain.pem"):
-        found = f"this Python's ssl has {ssl.OPENSSL_VERSION}"
-        raise ValueError(f"{folder}: ML-DSA takes OpenSSL 3.5, {found}")
+    # Refuse weak keys and digests. A higher level stays.
+    if context.security_level < 2:
+        context.set_ciphers("DEFAULT:@SECLEVEL=2")
+
+    # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+
+    # Before OpenSSL 3.5, the default groups include ffdhe8192, with which each ClientHello
+    # costs 0.2 seconds of CPU. All peers support this one (RFC 8446, section 9.1).
+    if ssl.OPENSSL_VERSION_INFO < (3, 5):
+        context.set_ecdh_curve("prime256v1")
+
+    check_openssl_cnf(context)
 
 
-def uses_ml_dsa(chain: Path) -> bool:
-    """Tell whether a certificate in a chain has an ML-DSA key or signature."""
-    for certificate in PEM_CERTIFICATE.findall(chain.read_text(errors="replace")):
-        # If it is damaged, OpenSSL will say so.
-        with suppress(ValueError):
-            if ML_DSA.search(ssl.PEM_cert_to_DER_cert(certificate)):
-                return True
-    return False
+def check_openssl_cnf(context: ssl.SSLContext) -> None:
+    """Check the file whose settings Python can't override. Raises ValueError."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    file = Path(os.environ.get("OPENSSL_CONF", usual))
+    protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
+    if "TLSv1.3" not in protocols:
+        raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
+
+    # This may exclude the algorithm of our own key, or of the peer's.
+    with suppress(OSError):
+        if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
+            warn(f"{file}: SignatureAlgorithms applies, as Python can't override it")
 
 
-def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
-    """Add our own issuers to a context, for peers that don't send theirs.
+def load_pem(context: ssl.SSLContext, file: Path) -> None:
+    """Load certificates and lists from a file. Raises ValueError that names the file."""
+    try:
+        context.load_verify_locations(file)
+    except OSError as error:
+        raise ValueError(f"{file}: {describe_error(error)}") from error
+
+
+def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
+    """Load the anchors, and our own issuers for peers that don't send theirs.
 
     Some programs, such as Chromium, send only their own certificate. If our CA has issued it,
     our issuers are theirs, too. These CAs become intermediates and not anchors, because they
     are not self-signed: a chain through them must still end in an anchor.
+
+    Raises ValueError if a file can't be loaded.
     """
+    load_pem(context, folder / "ca.pem")
     anchors = [anchor["subject"] for anchor in context.get_ca_certs()]
 
     # In the standard library, only a context parses certificates. It lists only CAs.
+    chain = folder / "fullchain.pem"
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    reader.load_verify_locations(chain)
-    fields = reader.get_ca_certs()
+    load_pem(reader, chain)
+    fields: Any = reader.get_ca_certs()
     encodings = reader.get_ca_certs(binary_form=True)
 
     for certificate, encoding in zip(fields, encodings, strict=True):
@@ -227,56 +318,115 @@ def load_own_issuers(context: ssl.SSLContext, chain: Path) -> None:
         # A cross-certificate has an anchor's name. Through it, a chain would go on to a higher
         # CA, which is no anchor here, and fail.
         replaces_anchor = certificate["subject"] in anchors
-        if not self_signed and not replaces_anchor:
-            context.load_verify_locations(cadata=encoding)
+        if self_signed or replaces_anchor:
+            continue
+
+        # OpenSSL would prefer an expired one to a renewed one that the peer sends.
+        begin = ssl.cert_time_to_seconds(certificate["notBefore"])
+        end = ssl.cert_time_to_seconds(certificate["notAfter"])
+        if not begin <= time.time() <= end:
+            warn(f"{chain}: our own CA's certificate has expired, or is not valid yet")
+            continue
+        context.load_verify_locations(cadata=encoding)
 
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
-    """Add the revocation lists to a context, if the folder has any."""
-    # A link that leads nowhere is an error here, and not a folder without lists.
-    if os.path.lexists(lists):
-        context.load_verify_locations(lists)
-        # Check the whole chain, because a CA may be revoked, too.
-        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    """Load the revocation lists, if the folder has any. Raises ValueError."""
+    # A link that leads nowhere is an error below, and not a folder without lists.
+    if not os.path.lexists(lists):
+        warn(f"{lists} is missing: revoked peers are let in")
+        return
+
+    before = context.cert_store_stats()["x509"]
+    load_pem(context, lists)
+    if context.cert_store_stats()["x509"] != before:
+        raise ValueError(f"{lists}: has a certificate, which we would trust; take it out")
+
+    # Check the whole chain, because a CA may be revoked, too.
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+
+
+def checks_lists(context: ssl.SSLContext) -> bool:
+    """Tell whether a context has revocation lists."""
+    return ssl.VERIFY_CRL_CHECK_CHAIN in context.verify_flags
+
+
+def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> None:
+    """Load our own key and chain. Raises ValueError that names the file."""
+    key = folder / "key.pem"
+    chain = folder / "fullchain.pem"
+    try:
+        # A pass phrase is always given, or OpenSSL itself would ask for it.
+        context.load_cert_chain(chain, key, password=pass_phrase)
+    except (OSError, ValueError) as error:
+        words = describe_error(error)
+        if words == "PEM lib":
+            words = "SROS_PASSPHRASE is wrong or not set, or the file is damaged"
+        elif words in MISMATCHES:
+            words = f"does not match the first certificate in {chain}"
+        elif words.startswith(("ee key", "ca key", "ca md")):
+            key = chain
+        raise ValueError(f"{key}: {words}") from error
 
 
 # --- 3. Listening and accepting --------------------------------------------------------------
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Return listening sockets, all on one port. Raises OSError."""
-    if host != "localhost":
-        return [open_listener(host, port)]
+    """Return sockets that listen on the addresses of a host, all on one port. Raises OSError.
 
+    Addresses that this machine does not have are left out, if it has another one.
+    """
+    listeners: list[socket.socket] = []
+    absent: list[OSError] = []
+    for address, family in find_addresses(host).items():
+        try:
+            listeners.append(open_listener(family, address, port))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                close_all(listeners)
+                raise
+            absent.append(error)
+        else:
+            # If the port was 0, the system has chosen one.
+            port = listeners[-1].getsockname()[1]
+    if not listeners:
+        raise absent[-1]
+    return listeners
+
+
+def find_addresses(host: str) -> dict[Any, int]:
+    """Return the addresses of a host, with the family of each. Raises OSError."""
+    names = [host]
     # `localhost` is this machine, by IPv4 and IPv6 (RFC 6761, section 6.3).
-    first = open_listener("127.0.0.1", port)
-    # If the port was 0, the system has chosen one.
-    port = first.getsockname()[1]
-    try:
-        return [first, open_listener("::1", port)]
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            first.close()
-            raise
-        # This machine has no IPv6.
-        return [first]
+    if host.lower().removesuffix(".") == "localhost":
+        names = ["127.0.0.1", "::1"]
+
+    addresses: dict[Any, int] = {}
+    for name in names:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        for family, _, _, _, address in found:
+            addresses[address] = family
+    return addresses
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on the first address of a host. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family, _, _, _, address = found[0]
+def open_listener(family: int, address: Any, port: int) -> socket.socket:
+    """Return a socket that listens on an address. Raises OSError."""
     # create_server sets SO_REUSEADDR, so that a server can be restarted at once.
-    return socket.create_server(address, family=family, backlog=MAX_CONNECTIONS)
+    return socket.create_server(
+        # An IPv6 address is followed by its flow label and its zone.
+        (address[0], port, *address[2:]),
+        family=family,
+        backlog=MAX_CONNECTIONS,
+        # `::` stands for all addresses, those of IPv4, too.
+        dualstack_ipv6=address[0] == "::",
+    )
 
 
-def start_threads(listeners: list[socket.socket], shared: Shared) -> None:
-    """Begin to accept and serve clients. Raises RuntimeError if there are no threads."""
-    # All threads inherit this mask, so signals are left to sigwait in main.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    crew = Crew(shared)
+def close_all(listeners: list[socket.socket]) -> None:
+    """Close sockets."""
     for listener in listeners:
-        Thread(target=accept_clients, args=(listener, crew), daemon=True).start()
+        listener.close()
 
 
 def accept_clients(listener: socket.socket, crew: Crew) -> None:
@@ -286,7 +436,7 @@ def accept_clients(listener: socket.socket, crew: Crew) -> None:
             accept_client(listener, crew)
         except (OSError, RuntimeError) as error:
             # The system has no more descriptors or threads for us until other clients leave.
-            complain("cannot accept", error)
+            crew.shared.log.complain("cannot accept", error)
             time.sleep(PAUSE)
         while active_count() > MAX_CONNECTIONS:
             time.sleep(PAUSE)
@@ -316,11 +466,11 @@ class Crew:
         self.threads = 0
         self.idle = 0  # threads that wait, less the clients that wait for one
         for _ in range(MIN_THREADS):
-            self.start_thread()
+            self.add_thread()
 
-    def start_thread(self) -> None:
+    def add_thread(self) -> None:
         """Add a thread. Raises RuntimeError if there are too many."""
-        Thread(target=self.work, daemon=True).start()
+        start_thread(self.work)
         self.threads += 1
         self.idle += 1
 
@@ -328,7 +478,7 @@ class Crew:
         """Have a thread serve a client. Raises RuntimeError if there are too many."""
         with self.lock:
             if self.idle == 0:
-                self.start_thread()
+                self.add_thread()
             self.idle -= 1
         self.clients.put((raw, address))
 
@@ -348,21 +498,37 @@ class Crew:
 
 
 def serve(raw: socket.socket, address: Any, shared: Shared) -> None:
-    """Serve one client, from the handshake to the end of its connection."""
+    """Serve one client, from the first byte to the end of its connection."""
     peer = f"{address[0]} port {address[1]}"
+    try:
+        wait_for_hello(raw)
+    except OSError as error:
+        raw.close()
+        shared.log.complain(f"{peer}: before a ClientHello", error)
+        return
 
     # Outside of the inner block, an error means that the client has gone.
     with suppress(OSError), wrap(raw, shared.context) as connection:
         try:
             shake_hands(connection)
             if shared.verbose:
-                say(f"{peer}: {describe_session(connection)}", sys.stderr)
-            say("accepted", sys.stdout)
-            answer_lines(connection)
-            say("closed", sys.stdout)
+                shared.log.put(f"{peer}: {describe_session(connection)}", sys.stderr)
+            shared.log.put("accepted", sys.stdout)
+            answer_lines(connection, shared.log)
+            shared.log.put("closed", sys.stdout)
         except (OSError, ValueError) as error:
-            complain(peer, error)
+            shared.log.complain(peer, error)
         close_politely(connection)
+
+
+def wait_for_hello(raw: socket.socket) -> None:
+    """Wait for the client's first byte. Raises OSError if there is none.
+
+    Such a client is no TLS client: a load balancer's check, or a scanner of ports.
+    """
+    raw.settimeout(TIMEOUT)
+    if not raw.recv(1, socket.MSG_PEEK):
+        raise ConnectionError("the client left")
 
 
 def wrap(raw: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
@@ -383,16 +549,17 @@ def shake_hands(connection: ssl.SSLSocket) -> None:
 
     - the client has the private key of its certificate;
     - a chain leads from this certificate to an anchor;
-    - the certificate is meant for clients (extendedKeyUsage: clientAuth);
+    - the certificate may be used by clients: if it has an extendedKeyUsage, clientAuth is in
+      it;
     - each certificate in the chain has a valid signature, is within its validity period, and
       keeps to the limits that the CAs above it set (such as pathlen and nameConstraints);
-    - each CA in the chain has a list that has not expired, and no certificate is on it.
+    - if the folder has a crl.pem: it has a list of each CA in the chain, the list has not
+      expired, and no certificate is on it.
 
     If one of these fails, OpenSSL sends an alert that says which.
     """
     connection.settimeout(TIMEOUT)
     connection.do_handshake()
-    connection.settimeout(IDLE_TIMEOUT)
 
     # Send each answer at once, not when the client has acknowledged the one before.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -412,37 +579,92 @@ def describe_session(connection: ssl.SSLSocket) -> str:
     return f"{connection.cipher()}, {words}"
 
 
-def answer_lines(connection: ssl.SSLSocket) -> None:
+def answer_lines(connection: ssl.SSLSocket, log: Log) -> None:
     """Answer one line after the other until the client's close_notify. Raises OSError."""
-    with connection.makefile("rb") as lines:
-        while line := lines.readline(MAX_LINE):
-            if not line.endswith(b"\n"):
-                raise ConnectionError(f"a line cut short, or longer than {MAX_LINE} bytes")
-            text = line.decode(errors="backslashreplace").rstrip("\r\n")
-            say(f"read: [{text}]", sys.stdout)
+    unread = b""
+    while True:
+        line, unread = read_line(connection, unread)
+        if not line:
+            return
 
-            if HTTP_REQUEST.fullmatch(text):
-                answer_http(connection, lines)
-            elif line == b"hola\n":
-                connection.sendall(b"hello\n")
-            else:
-                connection.sendall(line)
+        # LF or CR LF ends a line.
+        text = line.removesuffix(b"\n").removesuffix(b"\r")
+        if not text and begins_with_http(unread):
+            # An HTTP server ignores blank lines before a request (RFC 9112, section 2.2).
+            continue
+        log.put(describe_line(text), sys.stdout)
+
+        http_answer = answer_to_http(text)
+        if http_answer:
+            connection.sendall(http_answer)
+            # It announces `Connection: close`. How the client leaves is no error.
+            return
+        if text == b"hola":
+            line = b"hello\n"
+        connection.sendall(line)
 
 
-def answer_http(connection: ssl.SSLSocket, lines: BufferedReader) -> None:
-    """Answer an HTTP request, and read what follows it until the client closes."""
-    connection.sendall(HTTP_ANSWER)
+def read_line(connection: ssl.SSLSocket, unread: bytes) -> tuple[bytes, bytes]:
+    """Return a line with its newline, and what was read after it. Raises OSError.
+
+    After the client's close_notify, there is no line.
+    """
     deadline = time.monotonic() + IDLE_TIMEOUT
-    while lines.read1(MAX_LINE):
-        if time.monotonic() > deadline:
-            raise TimeoutError("an HTTP request without an end")
+    while b"\n" not in unread and len(unread) < MAX_LINE:
+        connection.settimeout(time_left(deadline))
+        data = connection.recv(MAX_LINE)
+        if not data and unread:
+            raise ConnectionError("a line cut short")
+        if not data:
+            return b"", b""
+        unread += data
+    connection.settimeout(IDLE_TIMEOUT)
+
+    line, newline, rest = unread.partition(b"\n")
+    if len(line) >= MAX_LINE:
+        raise ConnectionError(f"a line longer than {MAX_LINE} bytes")
+    return line + newline, rest
+
+
+def time_left(deadline: float) -> float:
+    """Return the seconds until a deadline. Raises TimeoutError after it."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("timed out")
+    return seconds
+
+
+def describe_line(text: bytes) -> str:
+    """Return what is printed of a line. The beginning of a long one is enough."""
+    # Bytes that are not UTF-8 become surrogates, which are escaped when they are printed.
+    shown = text.decode(errors="surrogateescape")
+    if len(shown) <= MAX_SHOWN:
+        return f"read: [{shown}]"
+    return f"read: [{shown[:MAX_SHOWN]}] and {len(shown) - MAX_SHOWN} characters more"
+
+
+def begins_with_http(unread: bytes) -> bool:
+    """Tell whether the next line that is not blank is an HTTP request."""
+    line, _, _ = unread.lstrip(b"\r\n").partition(b"\n")
+    return answer_to_http(line.removesuffix(b"\r")) != b""
+
+
+def answer_to_http(line: bytes) -> bytes:
+    """Return the answer to an HTTP request line. It is empty if the line is none."""
+    if HTTP_REQUEST.fullmatch(line):
+        # An answer to HEAD has no body (RFC 9110, section 9.3.2).
+        if line.startswith(b"HEAD "):
+            return HTTP_HEADER
+        return HTTP_HEADER + b"hello\n"
+    if HTTP_LOOKALIKE.fullmatch(line):
+        return HTTP_ERROR
+    return b""
 
 
 def close_politely(connection: ssl.SSLSocket) -> None:
     """Close so that the client can read our last answer, or the alert. Raises OSError."""
-    connection.settimeout(TIMEOUT)
-
-    # Send close_notify, and wait for the client's. This fails if the handshake has failed.
+    # Send close_notify, and don't wait for the client's. This fails after a failed handshake.
+    connection.setblocking(False)
     with suppress(OSError, ValueError):
         connection.unwrap()
 
@@ -451,16 +673,68 @@ def close_politely(connection: ssl.SSLSocket) -> None:
     # answer.
     connection.shutdown(socket.SHUT_WR)
     deadline = time.monotonic() + TIMEOUT
-    while connection.recv(MAX_LINE) and time.monotonic() < deadline:
-        pass
+    connection.settimeout(TIMEOUT)
+    while connection.recv(MAX_LINE):
+        connection.settimeout(time_left(deadline))
 
 
 # --- 5. Output -------------------------------------------------------------------------------
 
 
+class Log:
+    """Prints lines in a thread of its own, so that a slow reader of them stops no client."""
+
+    def __init__(self) -> None:
+        self.lines: SimpleQueue[tuple[str, TextIO | None] | None] = SimpleQueue()
+        self.thread = Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def put(self, text: str, stream: TextIO | None) -> None:
+        """Have a line printed."""
+        waiting = self.lines.qsize()
+        if waiting < MAX_UNPRINTED:
+            self.lines.put((text, stream))
+        elif waiting == MAX_UNPRINTED:
+            text = "simple_https_server.py: error: lines are lost: they are not read in time"
+            self.lines.put((text, sys.stderr))
+
+    def complain(self, what: str, error: Exception) -> None:
+        """Have an error line printed."""
+        self.put(error_line(what, error), sys.stderr)
+
+    def work(self) -> None:
+        """Print one line after the other. This is what the thread does."""
+        complained = False
+        while line := self.lines.get():
+            try:
+                say(*line)
+            except OSError as error:
+                # Go on serving. Complain once, and not for every line.
+                if not complained:
+                    complain("cannot print", error)
+                complained = True
+
+    def finish(self) -> None:
+        """Wait until all lines are printed, or for a moment if they can't be."""
+        self.lines.put(None)
+        self.thread.join(PAUSE)
+
+
 def complain(what: str, error: Exception) -> None:
-    """Print an error line."""
-    say(f"simple_https_server.py: error: {what}: {describe_error(error)}", sys.stderr)
+    """Print an error line at once."""
+    with suppress(OSError):
+        say(error_line(what, error), sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Print a warning at once."""
+    with suppress(OSError):
+        say(f"simple_https_server.py: warning: {text}", sys.stderr)
+
+
+def error_line(what: str, error: Exception) -> str:
+    """Return the line that reports an error."""
+    return f"simple_https_server.py: error: {what}: {describe_error(error)}"
 
 
 def describe_error(error: Exception) -> str:
@@ -469,34 +743,39 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
-    words = re.sub(r"\[[^]]*\] ", "", str(error))
+    words = re.sub(r"^\[[^]]*\] ", "", str(error))
     words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
-    words = re.sub(r"\S+ (?=alert )", "", words)
+    # Some alerts lack the word, such as `tlsv1 unrecognized name`.
+    words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
+    if words == "internal error":
+        return "OpenSSL can't use what the peer sent (internal error)"
     return words or "end of input"
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """Print a line, and escape what is not printable: a peer must not forge lines."""
+    """Print a line, and escape what is not printable: a peer must not forge lines.
+
+    Raises OSError if it can't be printed.
+    """
     # Python has no stream if it was closed when the script started.
     if stream is None:
         return
     if not text.isprintable():
-        text = "".join(escape(character) for character in text)
+        text = escape(text)
 
     # The stream's encoding may lack characters that a peer sends.
     text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
 
-    # Go on serving, even if the line can't be printed.
-    with suppress(OSError):
-        # The newline is part of the text, so that lines of several threads don't mix.
-        print(text + "\n", end="", file=stream, flush=True)
+    # The newline is part of the text, so that lines of several threads don't mix.
+    print(text + "\n", end="", file=stream, flush=True)
 
 
-def escape(character: str) -> str:
-    """Return a printable character as it is, and any other as a code, such as \\x1b."""
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode()
+def escape(text: str) -> str:
+    """Return a text with codes, such as \\x1b, for what is not printable."""
+    # repr does so, and is fast. It stands between quotation marks.
+    quoted = repr(text)
+    # A byte that is not UTF-8 was decoded as a surrogate: \\xff as \\udcff.
+    return quoted[1:-1].replace("\\udc", "\\x")
 
 
 if __name__ == "__main__":

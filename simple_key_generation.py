@@ -619,7 +619,6 @@ def verify_and_write(
 def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
     """Return ca.pem and crl.pem: of a CA, both; of a node, what is missing. Raises Fault."""
     files: dict[str, bytes] = {}
-    there = task.folder.file_names
     if own is not None:
         files["ca.pem"] = own.anchor_pem
         if own.own_list_pem:
@@ -628,15 +627,18 @@ def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
 
     issuer = cast(Authority, task.above)
     trusted = cast(Trusted, task.trusted)
-    if "ca.pem" not in there:
-        if not trusted.anchors.pem:
-            why = f"it takes {' or '.join(task.entry.trust)}, which failed"
-            raise Fault(f"{task.folder.path}/ca.pem: can't be made: {why}")
-        files["ca.pem"] = trusted.anchors.pem
+    bundles = [trusted.anchors]
     # Without the list of one of its CAs, a node with a crl.pem would refuse all their nodes.
-    refuses_its_own = not issuer.lists and trusts(trusted.anchors, issuer.chain[-1])
-    if "crl.pem" not in there and not refuses_its_own:
-        files["crl.pem"] = trusted.lists.pem
+    if issuer.lists or not trusts(trusted.anchors, issuer.chain[-1]):
+        bundles.append(trusted.lists)
+    for bundle in bundles:
+        if bundle.file_name in task.folder.file_names:
+            continue
+        if not bundle.pem:
+            where = f"{task.folder.path}/{bundle.file_name}"
+            advice = f"mend {' or '.join(task.entry.trust)} first"
+            raise Fault(f"{where}: can't be made: {advice}")
+        files[bundle.file_name] = bundle.pem
     return files
 
 
@@ -2387,9 +2389,11 @@ class ProgramKey:
             digest = DIGESTS[self.digest]
         signature = call_program(self.path, arguments, data, self.programs.timeout)
         if not is_signed_with(self.its_public_key, digest, signature, data):
-            name = key_type(self.its_public_key)
-            what = f"printed {len(signature)} bytes, which are no signature by its {name} key"
-            raise Fault(f"{self.path}: {what} for {' '.join(['sign', *arguments])}")
+            key = f"its {key_type(self.its_public_key)} key"
+            what = f"printed {len(signature)} bytes, which are not a signature by {key}"
+            if self.digest is not None:
+                what += f" with {self.digest}"
+            raise Fault(f"{self.path}: {what}: check which key it uses, and the form")
         return signature
 
 
@@ -2526,7 +2530,9 @@ def call_program(path: str, arguments: Sequence[str], data: bytes, timeout: int)
         raise Fault(f"{path}: {why}") from None
     finally:
         kill(process)
-    if status != 0:
+    if status < 0:
+        raise Fault(f"{path}: did not sign: signal {-status} ended it")
+    if status > 0:
         raise Fault(f"{path}: did not sign: it ended with status {status}")
     return output
 
@@ -2571,24 +2577,26 @@ def started_by(pid: int) -> list[int]:
 
 
 class Phrases(NamedTuple):
-    """Pass phrases, by variable: from the environment, or typed once at the terminal."""
+    """Pass phrases, by variable: from the environment, or typed once at the terminal.
 
-    environment: Mapping[str, str]
-    typed: dict[str, str]
+    They are bytes, so that a key opens in every locale.
+    """
+
+    environment: Mapping[bytes, bytes]
+    typed: dict[str, bytes]
 
     def known(self, variable: str) -> bool:
         """Tell whether a pass phrase is at hand, so that there is no prompt."""
-        return variable in self.typed or variable in self.environment
+        return variable in self.typed or os.fsencode(variable) in self.environment
 
     def get(self, variable: str, new: bool = False) -> bytes:
         """Return a pass phrase. It is typed twice if it is for a new key. Raises Fault."""
         if not self.known(variable):
             self.typed[variable] = ask(variable, new)
-        text = self.typed.get(variable)
-        if text is None:
-            text = self.environment[variable]
+        phrase = self.typed.get(variable)
+        if phrase is None:
+            phrase = self.environment[os.fsencode(variable)]
 
-        phrase = os.fsencode(text)
         # OpenSSL's buffer for it (PEM_BUFSIZE) has 1024 bytes.
         if not 0 < len(phrase) < 1024:
             raise Fault(f"{variable}: a pass phrase must have 1 to 1023 bytes")
@@ -2598,7 +2606,7 @@ class Phrases(NamedTuple):
         return phrase
 
 
-def ask(variable: str, new: bool) -> str:
+def ask(variable: str, new: bool) -> bytes:
     """Return the pass phrase that somebody types. Raises Fault."""
     try:
         # Without a terminal, getpass would read standard input.
@@ -2615,7 +2623,7 @@ def ask(variable: str, new: bool) -> str:
         raise Fault(f"{variable}: {why}") from None
     if phrase != again:
         raise Fault(f"{variable}: the two pass phrases differ: run again")
-    return phrase
+    return os.fsencode(phrase)
 
 
 # --- 10. Configuration -----------------------------------------------------------------------
@@ -3709,7 +3717,7 @@ def generate(options: argparse.Namespace, verify_at: datetime | None, report: Re
     now = present - timedelta(seconds=1)
     keys = options.keys
     entries = read_configuration(options.config, now)
-    phrases = Phrases(os.environ, {})
+    phrases = Phrases(os.environb, {})
     programs = Programs(options.dry_run, sign_timeout(os.environ), {}, set())
     orders = read_orders(options)
     check_orders(orders, keys, entries, now, report)

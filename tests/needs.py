@@ -20,6 +20,7 @@ import pytest
 # On Debian, an ordinary user's path has no /usr/sbin.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PACKAGES = {  # by program
+    "ab": "apache2-utils",
     "caddy": "caddy",
     "certutil": "libnss3-tools",
     "cfssl": "golang-cfssl",
@@ -33,6 +34,8 @@ PACKAGES = {  # by program
     "gnutls-cli": "gnutls-bin",
     "gnutls-serv": "gnutls-bin",
     "certtool": "gnutls-bin",
+    "haproxy": "haproxy",
+    "ip": "iproute2",
     "java": "default-jdk-headless",
     "jq": "jq",
     "mosquitto": "mosquitto",
@@ -41,6 +44,7 @@ PACKAGES = {  # by program
     "nginx": "nginx-light",
     "node": "nodejs",
     "openssl": "openssl",
+    "php": "php-cli",
     "psql": "postgresql",
     "pkcs11-tool": "opensc",
     "rosmaster": "python3-rosmaster",

@@ -227,7 +227,9 @@ def server_context(script: str, keys: str) -> ssl.SSLContext:
     spec = importlib.util.spec_from_file_location("script", script)
     assert spec and spec.loader
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    context: ssl.SSLContext = module.make_context(Path(keys), module.PassPhrase())
+    context: ssl.SSLContext = module.make_context(
+        Path(keys), module.read_pass_phrase(Path(keys))
+    )
     return context
 
 

@@ -67,7 +67,7 @@ def test_every_figure_has_a_peer_and_the_picture_is_well_formed(tmp_path: Path) 
             'files["crl.pem"] = b""',
             "issuing",
         ),
-        ("simple_https_server.py", 'sendall(b"hello\\n")', 'sendall(b"hallo\\n")', "exchange"),
+        ("simple_https_server.py", 'line = b"hello\\n"', 'line = b"hallo\\n"', "exchange"),
         ("simple_https_server.py", "sendall(line)", 'sendall(b"hello\\n")', "echo"),
     ],
 )

@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "openssl verify",
         "pip install -q -r tests/requirements.txt",
         "apt-get install -y openssl",
-        "apt-get install -y wget",
+        "apt-get install -y apache2-utils",
     ),
     "tests/speed.md": ("benchmark.py",),
     SERVICE: ("mkdir keys/service", "cfssl serve", "cfssl sign", "--revoke client3"),

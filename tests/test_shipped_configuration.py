@@ -73,7 +73,7 @@ def test_the_key_of_arm_has_a_pass_phrase_of_its_own(
     server = serve("-k", str(keys / "server"))
     result = client(server.port, keys / "arm", env={"SROS_PASSPHRASE": "sros"})
     assert (result.returncode, result.stdout) == (1, "")
-    assert "SROS_PASSPHRASE wrong" in result.stderr
+    assert "SROS_PASSPHRASE is wrong" in result.stderr
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
