@@ -299,14 +299,19 @@ def test_without_roots_key_master_gets_a_request_and_a_line_says_who_must_sign_i
     )
 
 
+def sign_master(asking: Asking) -> None:
+    """Have the root elsewhere sign master's request."""
+    master = asking.folder / "keys/master"
+    how = ("-extensions", "ca-above-nodes")
+    asking.root.sign(master / "csr.pem", master / "cert.pem", *how)
+
+
 def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
     asking: Asking, serve: Serve
 ) -> None:
     folder, root, _ = asking
     keys = folder / "keys"
-    root.sign(
-        keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
-    )
+    sign_master(asking)
     assert (keys / "master/cert.pem").read_text().startswith("Certificate:\n")
     before = tree(keys)
     result = fine(generate(folder, env={"SROS_PASSPHRASE": "sros"}))
@@ -338,13 +343,11 @@ def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
 def test_a_root_that_brings_no_list_is_an_error_and_its_nodes_get_none(
     asking: Asking, serve: Serve
 ) -> None:
-    folder, root, _ = asking
+    folder = asking.folder
     keys = folder / "keys"
     brought = (keys / "root/crl.pem").read_bytes()
     drop(keys / "root", "crl.pem")
-    root.sign(
-        keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
-    )
+    sign_master(asking)
     refused(generate(folder), "keys/root/crl.pem: is missing")
     assert {path.name for path in (keys / "server").iterdir()} == NODE_FILES - {"crl.pem"}
     assert {path.name for path in (keys / "client").iterdir()} == NODE_FILES - {"crl.pem"}
@@ -403,9 +406,7 @@ def test_what_the_root_elsewhere_revokes_reaches_the_nodes_with_its_next_list(
 ) -> None:
     folder, root, _ = asking
     keys = folder / "keys"
-    root.sign(
-        keys / "master/csr.pem", keys / "master/cert.pem", "-extensions", "ca-above-nodes"
-    )
+    sign_master(asking)
     fine(generate(folder))
     unaware = folder.with_name(
         "unaware"
