@@ -619,7 +619,6 @@ def verify_and_write(
 def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
     """Return ca.pem and crl.pem: of a CA, both; of a node, what is missing. Raises Fault."""
     files: dict[str, bytes] = {}
-    there = task.folder.file_names
     if own is not None:
         files["ca.pem"] = own.anchor_pem
         if own.own_list_pem:
@@ -628,15 +627,18 @@ def files_for_peers(task: Task, own: Authority | None) -> dict[str, bytes]:
 
     issuer = cast(Authority, task.above)
     trusted = cast(Trusted, task.trusted)
-    if "ca.pem" not in there:
-        if not trusted.anchors.pem:
-            why = f"it takes {' or '.join(task.entry.trust)}, which failed"
-            raise Fault(f"{task.folder.path}/ca.pem: can't be made: {why}")
-        files["ca.pem"] = trusted.anchors.pem
+    bundles = [trusted.anchors]
     # Without the list of one of its CAs, a node with a crl.pem would refuse all their nodes.
-    refuses_its_own = not issuer.lists and trusts(trusted.anchors, issuer.chain[-1])
-    if "crl.pem" not in there and not refuses_its_own:
-        files["crl.pem"] = trusted.lists.pem
+    if issuer.lists or not trusts(trusted.anchors, issuer.chain[-1]):
+        bundles.append(trusted.lists)
+    for bundle in bundles:
+        if bundle.file_name in task.folder.file_names:
+            continue
+        if not bundle.pem:
+            where = f"{task.folder.path}/{bundle.file_name}"
+            advice = f"mend {' or '.join(task.entry.trust)} first"
+            raise Fault(f"{where}: can't be made: {advice}")
+        files[bundle.file_name] = bundle.pem
     return files
 
 
@@ -2387,9 +2389,11 @@ class ProgramKey:
             digest = DIGESTS[self.digest]
         signature = call_program(self.path, arguments, data, self.programs.timeout)
         if not is_signed_with(self.its_public_key, digest, signature, data):
-            name = key_type(self.its_public_key)
-            what = f"printed {len(signature)} bytes, which are no signature by its {name} key"
-            raise Fault(f"{self.path}: {what} for {' '.join(['sign', *arguments])}")
+            key = f"its {key_type(self.its_public_key)} key"
+            what = f"printed {len(signature)} bytes, which are not a signature by {key}"
+            if self.digest is not None:
+                what += f" with {self.digest}"
+            raise Fault(f"{self.path}: {what}: check which key it uses, and the form")
         return signature
 
 
@@ -2526,7 +2530,9 @@ def call_program(path: str, arguments: Sequence[str], data: bytes, timeout: int)
         raise Fault(f"{path}: {why}") from None
     finally:
         kill(process)
-    if status != 0:
+    if status < 0:
+        raise Fault(f"{path}: did not sign: signal {-status} ended it")
+    if status > 0:
         raise Fault(f"{path}: did not sign: it ended with status {status}")
     return output
 

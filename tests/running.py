@@ -71,6 +71,22 @@ def run(
     )
 
 
+def started(
+    *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a command, away from any terminal. Its output is to be read from its pipes."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def openssl(*arguments: str | Path, stdin: str = "") -> str:
     """Run openssl, which must succeed, and return what it printed."""
     result = run("openssl", *arguments, stdin=stdin)

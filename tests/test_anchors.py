@@ -466,6 +466,34 @@ def test_a_new_node_does_without_an_anchor_that_failed_but_not_without_any(both:
     assert anchors(keys / "client4/ca.pem") == ["root2"]
 
 
+@pytest.mark.slow
+def test_a_new_node_does_without_a_list_that_is_missing_but_not_without_any(
+    copy: Path,
+) -> None:
+    def bring(keys: Keys) -> None:
+        keys["root2"] = keys["root"]
+        keys["nodes"]["client3"] = {**keys["nodes"]["client"], "trust": "root, root2"}
+        keys["nodes"]["client4"] = {**keys["nodes"]["client"], "trust": "root2"}
+
+    keys = copy / "keys"
+    edit(copy, lambda all_: all_.update(root2=all_["root"]))
+    fine(generate(copy))
+    brought = (keys / "root2/crl.pem").read_bytes()
+    keep_only(keys / "root2", "cert.pem")
+    edit(copy, bring)
+    faults(
+        generate(copy), "keys/client4/crl.pem: can't be made", "keys/root2/crl.pem: is miss"
+    )
+    assert anchors(keys / "client3/ca.pem") == ["root", "root2"]
+    assert issuers(keys / "client3/crl.pem") == ["master", "root"]
+    assert not (keys / "client4").exists()
+
+    (keys / "root2/crl.pem").write_bytes(brought)
+    warned(generate(copy), f"{NEW}root2: copy ca.pem and crl.pem")
+    assert issuers(keys / "client3/crl.pem") == ["master", "root", "root2"]
+    assert issuers(keys / "client4/crl.pem") == ["root2"]
+
+
 WRONG: dict[str, tuple[object, str]] = {
     "an anchor that does not exist": ("root3", "there is no CA 'root3' under keys"),
     "a node": ("root, client", "there is no CA 'client' under keys"),

@@ -307,11 +307,9 @@ class Seen(NamedTuple):
 def alert(words: str) -> str:
     """Return an alert's name, without the protocol that OpenSSL's versions put before it."""
     match = re.search(r"alert ([a-z ]+)", words)
-    return (
-        match[1].strip()
-        if match
-        else "none: " + re.sub(r"\[[^]]*\] | ?\(_ssl\.c:\d+\)", "", words)
-    )
+    if match:
+        return match[1].strip()
+    return "none: " + re.sub(r"\[[^]]*\] | ?\(_ssl\.c:\d+\)", "", words)
 
 
 class Peer(NamedTuple):

@@ -25,7 +25,17 @@ from configurations import configure, edit
 from cryptography import x509
 from exchanges import ANSWERED, SERVED, Server, ask, client, connect
 from needs import needs
-from running import CLIENT, DEADLINE, PHRASES, SERVER, Terminal, environment, generate, run
+from running import (
+    CLIENT,
+    DEADLINE,
+    PHRASES,
+    SERVER,
+    Terminal,
+    environment,
+    generate,
+    run,
+    started,
+)
 
 PROMPT = "Enter PEM pass phrase:"
 UNTRUSTED = "unable to get (local )?issuer|self.signed|signature failure"
@@ -318,15 +328,7 @@ def waiting(
 
     with silent, peer(made / "keys/server", listen_only) as mute:
         processes = [
-            subprocess.Popen(
-                command(CLIENT, made / "keys/client", "--port", str(port)),
-                env=environment(PHRASES),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            started(*command(CLIENT, made / "keys/client", "--port", str(port)), env=PHRASES)
             for port in (silent.getsockname()[1], mute)
         ]
         yield processes

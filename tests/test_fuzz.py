@@ -878,14 +878,14 @@ def test_an_edited_text_of_the_shipped_file_is_refused_in_one_line_or_makes_what
 # --- One value, in a root and a node ---------------------------------------------------------
 
 
-def tiny(ca: Any = None, node: Any = None, **times: Any) -> str:
+def tiny(root: Any = None, node: Any = None, **times: Any) -> str:
     """Return a root and a node with further extensions, or other times of the node."""
     authority = {"basicConstraints": "critical, CA:TRUE", "keyUsage": "keyCertSign, cRLSign"}
     common = {"key": "ed25519", "subject": {"commonName": "$name"}}
-    root = {**authority, "subjectKeyIdentifier": "hash", **(ca or {})}
+    top = {**authority, "subjectKeyIdentifier": "hash", **(root or {})}
     leaf = {"authorityKeyIdentifier": "keyid", **(node or {})}
     entries: dict[str, Any] = {
-        "root": {**common, "validity": {"notAfter": "9999-12-31"}, "extensions": root},
+        "root": {**common, "validity": {"notAfter": "9999-12-31"}, "extensions": top},
         "nodes": {
             "node": {
                 **common,
@@ -912,39 +912,47 @@ WIDE_OID = OIDS | st.sampled_from(
 )
 
 
+# The extensions that the root and the node have in any case.
+OWN = {
+    "root": {"basicConstraints", "keyUsage", "subjectKeyIdentifier"},
+    "node": {"authorityKeyIdentifier"},
+}
+
+
+class Drawn(NamedTuple):
+    """An extension of the root or the node: as it is written, and what it means."""
+
+    holder: str
+    field: str
+    written: str
+    value: x509.ExtensionType | None
+    critical: bool
+
+
 @st.composite
-def one_extension(draw: Any) -> tuple[str, str, bool, x509.ExtensionType | None, bool]:
+def one_extension(draw: Any) -> Drawn:
     """Draw whose an extension is, and all that it says."""
-    is_ca = draw(st.booleans())
-    field = draw(
-        st.sampled_from(FIELDS if is_ca else [x for x in FIELDS if x != "nameConstraints"])
-    )
-    field = draw(OIDS) if field == "OID" else field
-    written, value, critical = draw(extension(field, is_ca))
-    return field, written, is_ca, value, critical
+    holder = draw(st.sampled_from([*OWN]))
+    fields = [x for x in FIELDS if holder == "root" or x != "nameConstraints"]
+    field = draw(st.sampled_from(fields))
+    if field == "OID":
+        field = draw(OIDS)
+    return Drawn(holder, field, *draw(extension(field, holder == "root")))
 
 
 @sizes(40, 1000)
 def test_an_extension_is_certified_as_it_is_written(examples: int) -> None:
     """Value and criticality, for a CA and for a node."""
 
-    def check(drawn: tuple[str, str, bool, x509.ExtensionType | None, bool]) -> None:
-        field, written, is_ca, value, critical = drawn
-        with scratch(tiny(**{"ca" if is_ca else "node": {field: written}})) as folder:
+    def check(drawn: Drawn) -> None:
+        with scratch(tiny(**{drawn.holder: {drawn.field: drawn.written}})) as folder:
             fine(generate_here(folder))
             verify(folder / "keys")
-            made = certificate(
-                folder / "keys" / ("root" if is_ca else "node") / "cert.pem"
-            ).extensions
-            found = {each.oid: (each.value, each.critical) for each in made}
-            assert len(found) == (
-                4
-                if is_ca and field not in FIELDS[:3]
-                else 3
-                if is_ca
-                else 1 + (field != FIELDS[3])
-            )
-            assert value is None or found[value.oid] == (value, critical)
+            made = certificate(folder / "keys" / drawn.holder / "cert.pem")
+            found = {each.oid: (each.value, each.critical) for each in made.extensions}
+            assert len(found) == len(OWN[drawn.holder] | {drawn.field})
+            if drawn.value is not None:
+                assert found[drawn.value.oid] == (drawn.value, drawn.critical)
 
     fuzz(examples, one_extension(), check)
 
@@ -952,25 +960,18 @@ def test_an_extension_is_certified_as_it_is_written(examples: int) -> None:
 @st.composite
 def any_extension(draw: Any) -> str:
     """Draw an extension with a value of parts of values and of text."""
-    is_ca = draw(st.booleans())
+    holder = draw(st.sampled_from([*OWN]))
     field = draw(st.sampled_from(FIELDS[:-1]) | WIDE_OID)
-    fit = extension(field, is_ca).map(lambda x: x[0])
+    fit = extension(field, holder == "root").map(lambda x: x[0])
     part = st.text(max_size=12) | st.sampled_from([*WORDS, *CA_USAGES, *PURPOSES]) | fit
     part |= st.builds(
         "{}{}".format,
         st.sampled_from(["DNS:", "IP:", "URI:", "email:", "DER:", "excluded;DNS:"]),
         part,
     )
-    value = draw(
-        fit
-        if draw(st.integers(0, 3)) == 0
-        else st.lists(part, min_size=1, max_size=3).map(", ".join)
-    )
-    place = draw(st.integers(0, len(value)))
-    value = (
-        value[:place] + draw(st.text(max_size=1)) + value[place + draw(st.integers(0, 1)) :]
-    )
-    return tiny(**{"ca" if is_ca else "node": {field: value}})
+    several = st.lists(part, min_size=1, max_size=3).map(", ".join)
+    value = draw(st.one_of(fit, several, several, several))
+    return tiny(**{holder: {field: draw(edited_text(value, st.text(max_size=1), 1))}})
 
 
 @sizes(60, 1500)

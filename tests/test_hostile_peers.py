@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from exchanges import Server, ask, client
 from needs import skip
-from running import CLIENT, DEADLINE, PHRASES, SERVER, environment, openssl, run
+from running import CLIENT, DEADLINE, PHRASES, SERVER, environment, openssl, run, started
 
 pytestmark = pytest.mark.slow
 MAX_LINE = 65536  # bytes, with its newline: the design's
@@ -1137,15 +1137,8 @@ def clients(
     with contextlib.ExitStack() as stack:
         for name, behave in behaviours.items():
             port = stack.enter_context(hostile_server(behave))
-            process = subprocess.Popen(
-                [sys.executable, program, "--port", str(port), "-k", made / "keys/client"],
-                env=environment(PHRASES),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            options = ("--port", str(port), "-k", made / "keys/client")
+            process = started(sys.executable, program, *options, env=PHRASES)
             stack.callback(process.communicate)
             stack.callback(process.kill)
             verdicts[name] = Verdict(process, 3 * timeout + 7)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -34,13 +34,12 @@ from certificates import (
 from configurations import add_client2, configure, edit
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from folders import NODE_FILES, changed, drop, keep_only, tree
+from folders import NODE_FILES, State, changed, drop, keep_only, tree
 from running import (
     DEADLINE,
     GENERATE,
     PHRASES,
     complaints,
-    environment,
     faults,
     fine,
     generate,
@@ -48,6 +47,7 @@ from running import (
     openssl,
     refused,
     run,
+    started,
     warned,
 )
 
@@ -145,32 +145,51 @@ def test_keys_are_0600_and_folders_0700_whatever_the_umask(tmp_path: Path) -> No
                 assert mode & 0o600 == 0o600 and not mode & 0o022, path
 
 
-@pytest.mark.parametrize(
-    "planted", ["client", ".client.part", "server/.key.pem.part", "client/key.pem"]
-)
-@pytest.mark.parametrize("there", ["an empty folder", "a file", "nothing"])
-def test_no_secret_goes_where_a_planted_link_points(
-    copy: Path, planted: str, there: str
-) -> None:
-    link, elsewhere = copy / "keys" / planted, copy / "elsewhere"
-    drop(copy / "keys", "client")
-    link.parent.mkdir(0o700, exist_ok=True)
-    link.symlink_to(elsewhere)
+PLANTED = pytest.mark.parametrize("there", ["an empty folder", "a file", "nothing"])
+
+
+def plant(folder: Path, link: str, there: str) -> Path:
+    """Put a link where a new node's file or folder would be. Return what it points to."""
+    place, elsewhere = folder / "keys" / link, folder / "elsewhere"
+    drop(folder / "keys", "client")
+    place.parent.mkdir(0o700, exist_ok=True)
+    place.symlink_to(elsewhere)
     if there == "a file":
         elsewhere.write_text("theirs")
-    elif there == "an empty folder":
+    if there == "an empty folder":
         elsewhere.mkdir()
-    before = tree(elsewhere) if elsewhere.exists() else None
-    result = generate(copy)
-    assert before == (tree(elsewhere) if elsewhere.exists() else None)
-    if planted.endswith(".part"):  # is cleared away
-        fine(result)
-    else:
-        refused(result, "keys/client")
-        link.unlink()
-        if planted == "client/key.pem":
-            drop(copy / "keys", "client")
-        fine(generate(copy))
+    return elsewhere
+
+
+def at(path: Path) -> dict[str, State]:
+    """Return the state of what is at a path, if anything is."""
+    return tree(path) if path.exists() else {}
+
+
+@PLANTED
+@pytest.mark.parametrize("link", [".client.part", "server/.key.pem.part"])
+def test_a_link_that_is_planted_in_a_parts_place_is_cleared_away(
+    copy: Path, link: str, there: str
+) -> None:
+    elsewhere = plant(copy, link, there)
+    before = at(elsewhere)
+    fine(generate(copy))
+    assert at(elsewhere) == before
+    assert {*os.listdir(copy / "keys/client")} == NODE_FILES
+
+
+@PLANTED
+@pytest.mark.parametrize("link", ["client", "client/key.pem"])
+def test_no_secret_goes_where_a_planted_link_points(copy: Path, link: str, there: str) -> None:
+    elsewhere = plant(copy, link, there)
+    before = at(elsewhere)
+    refused(generate(copy), "keys/client")
+    assert at(elsewhere) == before
+    # The way out.
+    (copy / "keys" / link).unlink()
+    shutil.rmtree(copy / "keys/client", ignore_errors=True)
+    fine(generate(copy))
+    assert at(elsewhere) == before
     assert {*os.listdir(copy / "keys/client")} == NODE_FILES
 
 
@@ -404,16 +423,8 @@ def first_line(stream: IO[str] | None) -> str:
 
 def start(folder: Path) -> subprocess.Popen[str]:
     """Start a run without warnings: a signal can come between open() and with."""
-    return subprocess.Popen(
-        [sys.executable, str(GENERATE)],
-        cwd=folder,
-        env=environment({**PHRASES, "PYTHONWARNINGS": ""}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    env = {**PHRASES, "PYTHONWARNINGS": ""}
+    return started(sys.executable, GENERATE, cwd=folder, env=env)
 
 
 def test_of_two_runs_the_second_waits_and_finds_all_made(tmp_path: Path) -> None:
@@ -546,30 +557,41 @@ def waiting(copy: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize(
-    "whose", ["for another key", "from a foreign CA", "by SHA-1", "not strict", "sound"]
-)
-def test_a_certificate_put_beside_a_request_is_verified(waiting: Path, whose: str) -> None:
-    server = waiting / "keys/server"
-    ca = waiting / "elsewhere"
-    if whose == "for another key":
-        shutil.copy(waiting / "keys/client/cert.pem", server)
-    else:
-        if whose == "from a foreign CA":
-            ca = make_ca(waiting / "foreign", "master")
-        digest = "sha1" if whose == "by SHA-1" else "sha256"
-        extensions = SERVER_EXTENSIONS.replace(
-            "keyid", "none" if whose == "not strict" else "keyid"
-        )
-        sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", f"-{digest}")
+def put_certificate(folder: Path, ca: Path, extensions: str, digest: str = "sha256") -> None:
+    """Have a CA sign server's request, by openssl."""
+    server = folder / "keys/server"
+    sign(server / "csr.pem", ca, "sros", extensions, server / "cert.pem", f"-{digest}")
+
+
+def foreign_certificate(folder: Path) -> None:
+    """Have another CA of the same name sign server's request."""
+    put_certificate(folder, make_ca(folder / "foreign", "master"), SERVER_EXTENSIONS)
+
+
+WRONG_CERTIFICATES: dict[str, Callable[[Path], object]] = {
+    "for another key": lambda x: shutil.copy(x / "keys/client/cert.pem", x / "keys/server"),
+    "from a foreign CA": foreign_certificate,
+    "by SHA-1": lambda x: put_certificate(x, x / "elsewhere", SERVER_EXTENSIONS, "sha1"),
+    "not strict": lambda x: put_certificate(
+        x, x / "elsewhere", SERVER_EXTENSIONS.replace("keyid", "none")
+    ),
+}
+
+
+def test_a_sound_certificate_put_beside_a_request_is_kept(waiting: Path) -> None:
+    put_certificate(waiting, waiting / "elsewhere", SERVER_EXTENSIONS)
+    fine(generate(waiting))
+    assert set(os.listdir(waiting / "keys/server")) == NODE_FILES | {"csr.pem"}
+
+
+@pytest.mark.parametrize("wrong", WRONG_CERTIFICATES)
+def test_a_wrong_certificate_put_beside_a_request_is_an_error(
+    waiting: Path, wrong: str
+) -> None:
+    WRONG_CERTIFICATES[wrong](waiting)
     before = tree(waiting)
-    result = generate(waiting)
-    if whose == "sound":
-        fine(result)
-        assert set(os.listdir(server)) == NODE_FILES | {"csr.pem"}
-    else:
-        refused(result, "keys/server/cert.pem")
-        assert tree(waiting) == before
+    refused(generate(waiting), "keys/server/cert.pem")
+    assert tree(waiting) == before
 
 
 def test_a_certificate_must_match_the_request_too(copy: Path) -> None:
@@ -606,33 +628,32 @@ def test_the_line_of_a_request_shows_the_digest_of_its_key_and_no_other_line_doe
     assert digest in fine(generate(copy, "--renew", "server")).stdout
 
 
-@pytest.mark.parametrize("key", ["ec", "rsa:1024", "rsa:2048", "signature"])
-def test_a_request_alone_is_checked_and_signed_as_the_configuration_says(
-    copy: Path, key: str
-) -> None:
-    server = copy / "keys/server"
+RSA_2048 = ("-newkey", "rsa:2048", "-nodes")
+RSA_1024 = ("-newkey", "rsa:1024", "-nodes")
+
+
+def put_request(folder: Path, new_key: Sequence[str]) -> Path:
+    """Leave a request in place of server's files, for a root's name and rights. Return it."""
+    server = folder / "keys/server"
     keep_only(server)
-    new_key = ("-newkey", key, "-nodes") if key.startswith("rsa") else NEW_KEY
-    files = ("-keyout", copy / "robot.pem", "-out", server / "csr.pem")
-    forged = (
-        "-addext",
-        "basicConstraints=critical,CA:TRUE",
-        "-addext",
-        "keyUsage=keyCertSign",
-    )
+    files = ("-keyout", folder / "robot.pem", "-out", server / "csr.pem")
+    wishes = ("basicConstraints=critical,CA:TRUE", "keyUsage=keyCertSign")
+    forged = [word for wish in wishes for word in ("-addext", wish)]
     openssl("req", "-new", *new_key, *files, "-subj", "/O=Mallory/CN=root", *forged)
-    if key == "signature":
-        flip(server / "csr.pem", -3)
-    before = tree(copy)
-    result = generate(copy)
-    if key in ("rsa:1024", "signature"):
-        refused(result, "keys/server/csr.pem")
-        assert tree(copy) == before
-        return
-    if key == "ec":
-        fine(result)
-    else:
-        warned(result, "keys/server/cert.pem")
+    return server / "csr.pem"
+
+
+# The configuration has another key type than RSA, which is a warning.
+@pytest.mark.parametrize(
+    ("new_key", "warnings"),
+    [(NEW_KEY, []), (RSA_2048, ["keys/server/cert.pem"])],
+    ids=["ec", "rsa:2048"],
+)
+def test_a_request_alone_is_signed_as_the_configuration_says(
+    copy: Path, new_key: Sequence[str], warnings: list[str]
+) -> None:
+    server = put_request(copy, new_key).parent
+    warned(generate(copy), *warnings)
     assert set(os.listdir(server)) == NODE_FILES - {"key.pem"} | {"csr.pem"}
     signed = certificate(server / "cert.pem")
     subject = [name.value for name in signed.subject]
@@ -641,7 +662,21 @@ def test_a_request_alone_is_checked_and_signed_as_the_configuration_says(
     assert len(signed.extensions) == 6
     public = openssl("pkey", "-in", copy / "robot.pem", "-pubout")
     assert openssl("x509", "-in", server / "cert.pem", "-noout", "-pubkey") == public
-    fine(generate(copy)) if key == "ec" else warned(generate(copy), "keys/server/cert.pem")
+    warned(generate(copy), *warnings)
+
+
+def test_a_request_alone_for_a_weak_key_is_an_error(copy: Path) -> None:
+    put_request(copy, RSA_1024)
+    before = tree(copy)
+    refused(generate(copy), "keys/server/csr.pem")
+    assert tree(copy) == before
+
+
+def test_a_request_alone_with_a_wrong_signature_is_an_error(copy: Path) -> None:
+    flip(put_request(copy, NEW_KEY), -3)
+    before = tree(copy)
+    refused(generate(copy), "keys/server/csr.pem")
+    assert tree(copy) == before
 
 
 def test_a_request_may_write_its_point_in_the_short_form(copy: Path) -> None:
@@ -920,9 +955,12 @@ def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
     fine(generate(copy))
 
 
-@pytest.mark.parametrize("first", ["moved", "new"])
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [("moved", "is not signed by sub"), ("new", "unable to get local issuer certificate")],
+)
 def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(
-    copy: Path, first: str
+    copy: Path, first: str, why: str
 ) -> None:
     def deepen(keys: dict[str, Any]) -> None:
         keys["root"]["extensions"]["basicConstraints"] = "critical, CA:TRUE, pathlen:2"
@@ -931,19 +969,14 @@ def test_nodes_moved_below_another_ca_are_errors_until_they_are_renewed(
     def move(keys: dict[str, Any]) -> None:
         keys["sub"] = {**keys["master"], "issuer": "master"}
         moved = {name: {**node, "issuer": "sub"} for name, node in keys["nodes"].items()}
-        new = {"client2": moved["client"]}
-        keys["nodes"] = {**moved, **new} if first == "moved" else {**new, **moved}
+        nodes = {"moved": moved, "new": {"client2": moved["client"]}}
+        keys["nodes"] = nodes.pop(first) | nodes.popitem()[1]
         deepen(keys)
 
     drop(copy, "keys")
     edit(copy, deepen)
     fine(generate(copy))
     edit(copy, move)
-    why = (
-        "is not signed by sub"
-        if first == "moved"
-        else "unable to get local issuer certificate"
-    )
     failed = [f"keys/{name}/cert.pem: {why}" for name in ("server", "client")]
     result = generate(copy)
     faults(result, *failed)
@@ -1169,27 +1202,37 @@ def test_a_higher_ca_can_be_trusted_instead(crossed: Path, made: Path) -> None:
     assert (keys / "server/fullchain.pem").read_bytes() == plain.read_bytes()
 
 
-@pytest.mark.parametrize("whose", ["another key", "another name", "itself"])
-def test_a_higher_certificate_for_another_is_an_error(crossed: Path, whose: str) -> None:
-    root, request = crossed / "keys/root", crossed / "another-csr.pem"
-    if whose == "another key":
-        key = [*NEW_KEY, "-keyout", str(crossed / "another.pem"), "-subj", f"{SUBJECT}root"]
-    else:
-        key = [
-            "-key",
-            str(root / "key.pem"),
-            "-passin",
-            "pass:root",
-            "-subj",
-            f"{SUBJECT}another",
-        ]
+def put_cross(folder: Path, *key: str | Path) -> None:
+    """Have the higher CA certify another key or name in root's cross.pem."""
+    request = folder / "another-csr.pem"
     openssl("req", "-new", *key, "-out", request)
-    if whose == "itself":
-        shutil.copy(root / "cert.pem", root / "cross.pem")
-    else:
-        sign(request, crossed / "higher", "", CA_EXTENSIONS, root / "cross.pem")
+    sign(request, folder / "higher", "", CA_EXTENSIONS, folder / "keys/root/cross.pem")
+
+
+def another_key(folder: Path) -> None:
+    """Have the higher CA certify another key of root's name."""
+    put_cross(folder, *NEW_KEY, "-keyout", folder / "another.pem", "-subj", f"{SUBJECT}root")
+
+
+def another_name(folder: Path) -> None:
+    """Have the higher CA certify root's key by another name."""
+    key = ("-key", folder / "keys/root/key.pem", "-passin", "pass:root")
+    put_cross(folder, *key, "-subj", f"{SUBJECT}another")
+
+
+def itself(folder: Path) -> None:
+    """Take root's own certificate for a higher CA's."""
+    shutil.copy(folder / "keys/root/cert.pem", folder / "keys/root/cross.pem")
+
+
+@pytest.mark.parametrize("mistake", [another_key, another_name, itself])
+def test_a_higher_certificate_for_another_is_an_error(
+    crossed: Path, mistake: Callable[[Path], None]
+) -> None:
+    mistake(crossed)
     before = tree(crossed)
-    refused(generate(crossed), "keys/root/cross.pem")  # what is below is done none the less
+    # What is below is done all the same.
+    refused(generate(crossed), "keys/root/cross.pem")
     assert tree(crossed) == before
 
 

@@ -21,9 +21,10 @@ import test_recipes
 import test_robots
 import test_ros1
 import test_zenoh
+from conftest import plain
 from exchanges import Server
 from needs import PACKAGES, needs, needs_mldsa, needs_those_of
-from programs import answers, follow, free_port, plain, running
+from programs import answers, follow, free_port, running
 from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
 README = pages.README

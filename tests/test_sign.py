@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -135,6 +136,33 @@ def test_a_root_lives_without_its_key_ever_being_in_the_folder(
     }
 
 
+PYTHON = f"""#!{sys.executable}
+import sys
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+with open("../../key.pem", "rb") as file:
+    key = load_pem_private_key(file.read(), None)
+sys.stdout.buffer.write(key.sign(sys.stdin.buffer.read()))
+sys.exit(len(sys.argv) - 1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])
+def test_a_program_signs_with_ml_dsa(tmp_path: Path, key: str) -> None:
+    if not importlib.util.find_spec("cryptography.hazmat.primitives.asymmetric.mldsa"):
+        pytest.skip("takes cryptography 47")
+    change_root(tmp_path, key=key, cipher=None, passphrase=None)
+    fine(generate(tmp_path))
+    root, before = tmp_path / "keys/root", serial(tmp_path / "keys/root")
+    (root / "key.pem").rename(tmp_path / "key.pem")
+    put(root / "sign", PYTHON)
+    # OpenSSL, which verifies before anything is written, is that of pyOpenSSL here.
+    fine(generate(tmp_path, "--renew", "root", "master"))
+    assert serial(root) != before
+    put(root / "sign", PYTHON.replace(".read())", ".read() + b'more')"))
+    refused(generate(tmp_path, "--renew", "root"), f"are not a signature by its {key} key: ")
+
+
 @pytest.mark.slow
 def test_a_program_gets_the_digest_of_the_configuration(tmp_path: Path) -> None:
     change_root(tmp_path, digest="sha384")
@@ -229,15 +257,24 @@ OTHERS = OPENSSL.replace("../../key.pem", "../../other.pem")
 WRONG = {
     "fails": ("echo the token is locked >&2; exit 3", "did not sign: it ended with status 3"),
     "fails after it signed": (f"{OPENSSL}; exit 1", "did not sign: it ended with status 1"),
-    "is killed": ("kill -9 $$", "did not sign: it ended with status -9"),
+    "is killed": ("kill -9 $$", "did not sign: signal 9 ended it"),
     "hangs": ("sleep 1000", "did not sign within 1 seconds (SROS_SIGN_TIMEOUT)"),
     "hangs silently": ("exec >&-; sleep 1000", "did not sign within 1 seconds"),
-    "prints nothing": ("true", "printed 0 bytes, which are no signature by its"),
-    "prints nonsense": ("echo signed", "printed 7 bytes, which are no signature by its"),
+    "prints nothing": ("true", "printed 0 bytes, which are not a signature by its"),
+    "prints nonsense": ("echo signed", "printed 7 bytes, which are not a signature by its"),
     "prints without end": ("yes", "printed more than any signature has"),
-    "signs something else": (f"echo | {OPENSSL}", "printed "),
-    "signs with another key": (OTHERS, "printed "),
-    "signs with another digest": (f"set sha512; {OPENSSL}", "printed "),
+    "signs something else": (
+        f"echo | {OPENSSL}",
+        "printed ",
+    ),
+    "signs with another key": (
+        OTHERS,
+        "printed ",
+    ),
+    "signs with another digest": (
+        f"set sha512; {OPENSSL}",
+        "printed ",
+    ),
 }
 OFTEN = ("fails", "hangs", "prints without end", "signs with another key")
 
@@ -262,7 +299,9 @@ def test_a_program_that_does_not_sign_is_one_line_and_nothing_is_written(
     put(tmp_path / "keys/root/sign", f"#!/bin/sh\n{text}\n")
     before = tree(tmp_path / "keys")
     result = with_wrong(tmp_path, text)
-    refused(result, f"keys/root/sign: {why}", "left alone: 3 below root")
+    line, _ = refused(result, f"keys/root/sign: {why}", "left alone: 3 below root")
+    advice = "which are not a signature by its ec:prime256v1 key with sha256: check which key"
+    assert (advice in line) == ("bytes" in line)
     after = tree(tmp_path / "keys")
     assert {path: state.data for path, state in after.items()} == {
         path: state.data for path, state in before.items()
