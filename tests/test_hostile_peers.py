@@ -1068,7 +1068,7 @@ def reset_at_once(raw: socket.socket) -> None:
 
 ENDS: dict[str, tuple[Behaviour, str]] = {
     "stops-mid-answer": (stop_mid_answer, "timed out"),
-    "pours-without-a-newline": (pour, "too long|timed out|slow"),
+    "pours-without-a-newline": (pour, "longer than|timed out|slow"),
     "drips-for-ever": (drip, "timed out"),
     "resets-mid-answer": (cut_mid_answer, "reset|end of input|EOF|cut short"),
     "cuts-mid-record": (cut_mid_record, "EOF|unexpected eof|end of input|cut short"),
