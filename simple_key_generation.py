@@ -4,12 +4,12 @@
 One rule covers every run: walk the hierarchy from the top, keep what is there, make what is
 missing, verify everything. The keys folder is the only state.
 
-The script tells how a run goes:
+The script reads as a run goes:
 
     main         (at the end) reads command line and configuration, and locks the keys folder
-    walk         settles the CAs from the root down, then the nodes, which need their lists
-    settle       settles one entry in ten steps, from the look at its folder (a new one gets a
-                 new key) to the files that it writes
+    walk         settles the CAs from the root down, then the nodes, which need the CAs' lists
+    settle       settles one entry in ten steps, from reading its folder (a new entry gets a
+                 key) to writing its files
     certify      signs a certificate: a root's with its own key, any other with its issuer's
     settle_list  keeps a CA's revocation list, or signs the next one
     Verifier     has OpenSSL verify every certificate, with the revocation lists: the first one
@@ -23,13 +23,15 @@ What a folder keys/NAME holds:
     cert.pem       the certificate
     issued/        a CA: a copy of every certificate that it signed
     cross.pem      a root: its certificate from a higher CA, put there by a person
-    crl.pem        a CA: its own revocation list; a node: those of all CAs below its anchors
+    crl.pem        a CA: its own revocation list; a node: those of its anchors and of all CAs
+                   below them
     fullchain.pem  cert.pem and its issuers, without the trust anchor
     ca.pem         the anchors that it trusts
 
 The words used throughout:
 
     entry          what the configuration says about one CA or node
+    settle         bring an entry's folder in line with the configuration, and verify it
     task           the work on one entry: entry, folder, signer, and the issuer's authority
     signer         an entry's private key, opened when it is first needed
     authority      what a CA hands down to the entries below it: chain, lists, signer, verifier
@@ -119,7 +121,7 @@ class Entry(NamedTuple):
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
     issuer: str | None  # None: self-signed
-    trust: tuple[str, ...]  # the anchors that a node verifies its peers by; a CA: its own
+    trust: tuple[str, ...]  # the anchors that a node verifies its peers by; a CA: its anchor
     key_type: str  # such as ec:prime256v1
     digest: str  # what its key signs with, if the key type leaves a choice
     passphrase: str | None  # the environment variable; None: the key is not encrypted
@@ -158,7 +160,7 @@ class Request(NamedTuple):
 
     public_key: object
     fingerprint: str  # the SHA-256 of that key, as it is written in the request
-    is_sound: bool  # signed by that key, and not with RSA-PSS
+    is_sound: bool  # signed by that key; RSA-PSS keys, which cryptography misreads, are not
 
 
 class Task(NamedTuple):
@@ -179,7 +181,7 @@ class Authority(NamedTuple):
     chain: tuple[x509.Certificate, ...]  # the CA's certificate, its issuers, last the anchor
     not_after: datetime  # the earliest end in the chain
     key_identifier: x509.AuthorityKeyIdentifier
-    lists: tuple[RevocationList, ...]  # its own, then its issuers'; empty if one is missing
+    lists: tuple[RevocationList, ...]  # its own, then its issuers'; OpenSSL needs all of them or none
     revoked: frozenset[int]  # the serial numbers on its own list
     signer: Signer
     verifier: Verifier
@@ -196,7 +198,7 @@ class Trusted(NamedTuple):
     """What the nodes that trust the same anchors verify their peers by."""
 
     anchors: Bundle  # ca.pem
-    lists: Bundle  # crl.pem: the lists of all CAs below the anchors
+    lists: Bundle  # crl.pem: the lists of the anchors and of all CAs below them
 
 
 class Bundle(NamedTuple):
@@ -221,7 +223,7 @@ class Update(NamedTuple):
     """What becomes of a bundle that is not up to date."""
 
     pem: bytes
-    new: tuple[str, ...]  # the CAs of which it had no part
+    new: tuple[str, ...]  # the CAs from which it had no part
 
 
 class Outcome(NamedTuple):
@@ -250,7 +252,7 @@ class Run(NamedTuple):
     keys: str  # the path of the keys folder
     entries: Sequence[Entry]  # in the order of the tree
     present: datetime
-    now: datetime  # when new things begin: a second before the present
+    now: datetime  # a second before the present; by it, what is made now has begun
     verify_at: datetime | None  # None: OpenSSL goes by the system's clock
     orders: Orders
     phrases: Phrases
@@ -306,7 +308,8 @@ def walk(run: Run, report: Report) -> None:
     fail_ambiguous_lists(run, outcomes)
     trusted = trusted_by_nodes(run, outcomes)
 
-    # Then every node. A node's outcome is not kept, as there may be thousands.
+    # Then every node. The output is in the order of the tree, so each CA's outcome has waited.
+    # A node's outcome is not kept, as there may be thousands.
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
@@ -327,7 +330,7 @@ def walk(run: Run, report: Report) -> None:
 
 
 def not_called_problems(run: Run) -> Iterator[Problem]:
-    """Yield a warning for each program that would have signed, if this were no dry run."""
+    """Yield a warning for each program that would sign if this weren't a dry run."""
     for path in sorted(run.programs.not_called):
         text = f"{path}: -n does not call it, and does not verify what it would sign"
         yield Problem("warning", text)
