@@ -181,7 +181,7 @@ class Authority(NamedTuple):
     chain: tuple[x509.Certificate, ...]  # the CA's certificate, its issuers, last the anchor
     not_after: datetime  # the earliest end in the chain
     key_identifier: x509.AuthorityKeyIdentifier
-    lists: tuple[RevocationList, ...]  # its own, then its issuers'; OpenSSL needs all of them or none
+    lists: tuple[RevocationList, ...]  # its own, then its issuers'; OpenSSL needs all or none
     revoked: frozenset[int]  # the serial numbers on its own list
     signer: Signer
     verifier: Verifier
