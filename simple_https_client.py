@@ -14,11 +14,17 @@ The words used throughout:
     chain           a certificate, its issuer's certificate, and so on (fullchain.pem)
     anchor          a self-signed certificate that we trust (ca.pem); a chain must end in one
     list            a CA's list of the certificates that it has revoked (crl.pem)
-    alert           TLS's message to a peer that is refused; it says why
+    alert           TLS's error message, such as for a refused peer; it hints at the reason
     close_notify    TLS's message at the end of a stream; without it, the stream was cut short
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__":
+    # A Ctrl-C that comes during the imports waits for main.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 import argparse
 import getpass
@@ -42,6 +48,11 @@ MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assign
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
+# What openssl.cnf sets for TLS 1.3, and Python can't (before 3.15). Case does not matter.
+OPENSSL_SETTING = re.compile(
+    r"(?im)^\s*(?:\w+\.)?(Ciphersuites|(?:Client)?SignatureAlgorithms)\s*="
+)
+
 
 class OutputError(Exception):
     """An output that can't be written, such as a file on a full disk."""
@@ -55,6 +66,7 @@ def main() -> int:
     options = parse_arguments()
     keep_outputs_blocking()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         context = make_context(options.keys)
         raw = connect(options.host, options.port)
         with raw, wrap(raw, context, options.host) as connection:
@@ -63,7 +75,7 @@ def main() -> int:
                 say(describe_session(connection), sys.stderr)
             exchange(connection, options.messages)
     except KeyboardInterrupt:
-        # End at once: Python must not warn of a socket that is still being connected.
+        # End at once: with -W default, Python would warn of a socket that is being connected.
         os._exit(130)
     except OutputError as error:
         # The reader of a pipe, such as `head`, may leave when it has seen enough.
@@ -72,7 +84,7 @@ def main() -> int:
         return 1
     except (OSError, ValueError) as error:
         what = "no exchange with"
-        # An alert tells that the server has refused us.
+        # An alert means that the server has refused us.
         if describe_error(error).startswith("alert "):
             what = "refused by"
         complain(f"{what} {options.host} port {options.port}", error)
@@ -145,9 +157,9 @@ def make_context(folder: Path) -> ssl.SSLContext:
     context.check_hostname = True
     context.hostname_checks_common_name = False
 
-    # Verify chains as strictly as RFC 5280 says, and up to an anchor. Python 3.13's
-    # create_default_context also sets VERIFY_X509_PARTIAL_CHAIN. It stays off here, because
-    # with it a chain could end in any certificate that is loaded below.
+    # Verify chains with OpenSSL's additional checks of RFC 5280, and up to an anchor. Python
+    # 3.13's create_default_context also sets VERIFY_X509_PARTIAL_CHAIN. It stays off here,
+    # because with it a chain could end in any certificate that is loaded below.
     context.verify_flags = ssl.VERIFY_X509_STRICT
 
     check_openssl(folder / "fullchain.pem")
@@ -158,7 +170,7 @@ def make_context(folder: Path) -> ssl.SSLContext:
 
 
 def require_tls_1_3(context: ssl.SSLContext) -> None:
-    """Set the protocol and its strength, whatever openssl.cnf says. Raises ValueError."""
+    """Set the protocol and its strength in place of openssl.cnf's. Raises ValueError."""
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options &= ~ssl.OP_NO_TLSv1_3
@@ -170,8 +182,9 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
     # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
-    # Before OpenSSL 3.5, the default groups include ffdhe8192, with which each ClientHello
-    # costs 0.2 seconds of CPU. All peers support this one (RFC 8446, section 9.1).
+    # The server needs another round trip if the first key share is of a group that it does not
+    # use. Before OpenSSL 3.5, it uses prime256v1, as every compliant TLS 1.3 peer can (RFC
+    # 8446, section 9.1).
     if ssl.OPENSSL_VERSION_INFO < (3, 5):
         context.set_ecdh_curve("prime256v1")
 
@@ -179,17 +192,20 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
 
 
 def check_openssl_cnf(context: ssl.SSLContext) -> None:
-    """Check the file whose settings Python can't override. Raises ValueError."""
+    """Check openssl.cnf for settings that Python can't override. Raises ValueError.
+
+    Settings in files that openssl.cnf includes are not found.
+    """
     usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
     file = Path(os.environ.get("OPENSSL_CONF", usual))
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
 
-    # This may exclude the algorithm of our own key, or of the peer's.
+    # These settings may exclude what our own key needs, or the peer.
     with suppress(OSError):
-        if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
-            warn(f"{file}: SignatureAlgorithms applies, as Python can't override it")
+        for setting in OPENSSL_SETTING.findall(file.read_text(errors="replace")):
+            warn(f"{file}: {setting} applies, as Python can't override it")
 
 
 def check_openssl(chain: Path) -> None:
@@ -237,6 +253,7 @@ def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
     encodings = reader.get_ca_certs(binary_form=True)
 
     for certificate, encoding in zip(fields, encodings, strict=True):
+        # A self-signed certificate would become an anchor.
         self_signed = certificate["subject"] == certificate["issuer"]
         # A cross-certificate has an anchor's name. Through it, a chain would go on to a higher
         # CA, which is no anchor here, and fail.
@@ -255,7 +272,7 @@ def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
     """Load the revocation lists, if the folder has any. Raises ValueError."""
-    # A link that leads nowhere is an error below, and not a folder without lists.
+    # A dangling symlink is an error, not a missing list.
     if not os.path.lexists(lists):
         warn(f"{lists} is missing: revoked peers are let in")
         return
@@ -279,10 +296,13 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
     except (OSError, ValueError) as error:
         words = describe_error(error)
         if words == "PEM lib":
-            words = "SROS_PASSPHRASE is wrong or not set, or the file is damaged"
+            words = "the pass phrase is wrong, or the file is damaged"
+            if b"SROS_PASSPHRASE" in os.environb:
+                words = "SROS_PASSPHRASE is wrong, or the file is damaged"
         elif words in MISMATCHES:
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
+            # OpenSSL finds a certificate too weak.
             key = chain
         raise ValueError(f"{key}: {words}") from error
 
@@ -302,10 +322,12 @@ def read_pass_phrase(key: Path) -> bytes:
         os.close(os.open("/dev/tty", os.O_RDWR))
         return os.fsencode(getpass.getpass("Enter PEM pass phrase:"))
     except UnicodeError:
-        # The words of this error show a part of what was typed.
+        # This error's message would reveal part of the input.
         raise ValueError(f"{key}: the pass phrase is not text in this locale") from None
-    except (OSError, EOFError):
-        problem = "SROS_PASSPHRASE is not set, and nothing was typed at a terminal"
+    except EOFError:
+        raise ValueError(f"{key}: no pass phrase was typed") from None
+    except OSError:
+        problem = "SROS_PASSPHRASE is not set, and there is no terminal to ask at"
         raise ValueError(f"{key}: {problem}") from None
 
 
@@ -337,20 +359,21 @@ def wrap(raw: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocke
 def shake_hands(connection: ssl.SSLSocket) -> None:
     """Verify the server, and send it the proof of who we are. Raises OSError if that fails.
 
-    do_handshake has OpenSSL verify, with the settings from make_context, that
+    do_handshake makes OpenSSL check, with the settings from make_context, that
 
     - the server has the private key of its certificate;
     - a chain leads from this certificate to an anchor;
-    - the certificate may be used by servers: if it has an extendedKeyUsage, serverAuth is in
-      it;
+    - the certificate may be used by servers: if it has a keyUsage or an extendedKeyUsage,
+      they allow it (serverAuth);
     - the certificate has the name or address of the host (subjectAltName);
     - each certificate in the chain has a valid signature, is within its validity period, and
       keeps to the limits that the CAs above it set (such as pathlen and nameConstraints);
     - if the folder has a crl.pem: it has a list of each CA in the chain, the list has not
       expired, and no certificate is on it.
 
-    If one of these fails, OpenSSL sends an alert that says which. In TLS 1.3 this function
-    returns before the server has verified us. Its first answer tells that it has accepted us.
+    If one of these fails, OpenSSL sends an alert, which hints at the reason. Our own error
+    line gives it exactly. In TLS 1.3, this function returns before the server has verified us.
+    The server's first answer means that it has accepted us.
     """
     connection.do_handshake()
 
@@ -360,19 +383,20 @@ def shake_hands(connection: ssl.SSLSocket) -> None:
 
 def describe_session(connection: ssl.SSLSocket) -> str:
     """Return the session's cipher and the server's names."""
+    cipher: Any = connection.cipher()
     certificate: Any = connection.getpeercert()
     names = [*certificate.get("subjectAltName", ())]
     for attributes in certificate["subject"]:
         names.extend(attributes)
     words = ", ".join(f"{kind}={name}" for kind, name in names)
-    return f"{connection.cipher()}, {words}"
+    return f"{connection.version()}, {cipher[0]}, {words}"
 
 
 def exchange(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
     """Send each message and print its answer. Raises OSError or OutputError."""
     unread = b""
     for number, message in enumerate(messages):
-        # Such a line would be taken for the answer to this message.
+        # A second line, if it has already arrived, would be taken for the next answer.
         if unread:
             raise ConnectionError("more than one line answers a message")
 
@@ -381,7 +405,7 @@ def exchange(connection: ssl.SSLSocket, messages: list[bytes]) -> None:
             connection.sendall(message)
         answer, unread = read_line(connection, unread)
 
-        # The first answer tells that the server has accepted us.
+        # The first answer means that the server has accepted us.
         if number == 0:
             say("connected", sys.stdout)
         # Bytes that are not UTF-8 become surrogates, which are escaped when they are printed.
@@ -469,11 +493,13 @@ def say(text: str, stream: TextIO | None) -> None:
 
 
 def escape(text: str) -> str:
-    """Return a text with codes, such as \\x1b, for what is not printable."""
-    # repr does so, and is fast. It stands between quotation marks.
-    quoted = repr(text)
-    # A byte that is not UTF-8 was decoded as a surrogate: \\xff as \\udcff.
-    return quoted[1:-1].replace("\\udc", "\\x")
+    """Return a text with codes, such as \\x1b, for what is not printable.
+
+    A byte that is not UTF-8, such as FF, becomes \\udcff. A backslash is doubled. In a text
+    without such codes, it is not: what a peer has typed may look like a code.
+    """
+    # repr does so, and is fast. Leave out its quotation marks.
+    return repr(text)[1:-1]
 
 
 if __name__ == "__main__":

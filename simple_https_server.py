@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Answer lines over mutual TLS: the server verifies its clients, and they verify the server.
 
-`hola` and HTTP requests are answered with `hello`, other lines with themselves.
+`hola` and HTTP requests are answered with `hello`; other lines are echoed.
 
 The script reads as a connection goes:
 
@@ -21,11 +21,17 @@ The words used throughout:
     chain           a certificate, its issuer's certificate, and so on (fullchain.pem)
     anchor          a self-signed certificate that we trust (ca.pem); a chain must end in one
     list            a CA's list of the certificates that it has revoked (crl.pem)
-    alert           TLS's message to a peer that is refused; it says why
+    alert           TLS's error message, such as for a refused peer; it hints at the reason
     close_notify    TLS's message at the end of a stream; without it, the stream was cut short
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__":
+    # A signal that comes during the imports waits for main.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 
 import argparse
 import errno
@@ -33,7 +39,6 @@ import getpass
 import os
 import re
 import resource
-import signal
 import socket
 import ssl
 import sys
@@ -43,6 +48,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Thread, active_count
+from types import FrameType
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with the newline
@@ -53,9 +59,9 @@ MIN_THREADS = 8  # kept, even while there are fewer clients
 TIMEOUT = 5  # seconds for the first byte, for the handshake, and for the client to close
 IDLE_TIMEOUT = 60  # seconds for a line to arrive, and for the client to take its answer
 PAUSE = 0.5  # seconds before another try to accept, and for last answers at the end
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MAX_BLANK = 16  # bytes of blank lines before an HTTP request; what is more is echoed
 
-# The request line of HTTP/1 (RFC 9112, section 3), and what is nearly one.
+# The request line of HTTP/1 (RFC 9112, section 3), and malformed ones (answered with 400).
 HTTP_REQUEST = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[0-9]")
 HTTP_LOOKALIKE = re.compile(rb"(?i)\s*[a-z-]+\s+([/*]|https?:).*HTTP/[0-9.]+\s*")
 HTTP_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
@@ -68,24 +74,33 @@ MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assign
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
+# What openssl.cnf sets for TLS 1.3, and Python can't (before 3.15). Case does not matter.
+OPENSSL_SETTING = re.compile(
+    r"(?im)^\s*(?:\w+\.)?(Ciphersuites|(?:Client)?SignatureAlgorithms)\s*="
+)
+
 
 # --- 1. The main path ------------------------------------------------------------------------
 
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM. Return the exit status."""
-    # If a SIGHUP comes early, it waits until sigwait takes it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     options = parse_arguments()
     prepare_process()
     try:
+        # While the server starts, these signals end it. A SIGHUP waits until it has started.
+        signal.signal(signal.SIGTERM, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+
         check_openssl(options.keys / "fullchain.pem")
         pass_phrase = read_pass_phrase(options.keys / "key.pem")
         context = make_context(options.keys, pass_phrase)
+        if not checks_lists(context):
+            warn(f"{options.keys}/crl.pem is missing: revoked peers are let in")
         listeners = listen(options.host, options.port)
 
-        # All threads inherit this mask, so signals are left to sigwait below.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # All threads inherit this mask, so signals are left to wait_for_end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
         shared = Shared(context, options.verbose)
         reload_wanted = Event()
         start_thread(reload_keys, reload_wanted, shared, options.keys, pass_phrase)
@@ -100,24 +115,16 @@ def main() -> int:
 
     port = listeners[0].getsockname()[1]
     shared.log.put(f"listening on {options.host} port {port}", sys.stderr)
-    received = signal.sigwait(SIGNALS)
-    while received == signal.SIGHUP:
-        reload_wanted.set()
-        received = signal.sigwait(SIGNALS)
-
-    # Let the threads answer what has arrived. A second signal ends that, too.
-    signal.sigtimedwait(SIGNALS, PAUSE)
+    status = wait_for_end(reload_wanted)
     shared.log.finish()
-    if received == signal.SIGTERM:
-        return 0
-    return 130
+    return status
 
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line. Exit with status 2 if one is wrong."""
     parser = argparse.ArgumentParser(
         description="Answer lines over mutual TLS: `hola` and HTTP requests with `hello`, "
-        "others with themselves."
+        "and echo other lines."
     )
     parser.add_argument(
         "--host",
@@ -138,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare_process() -> None:
-    """Change what is not as a server needs it. Where that is not permitted, it stays."""
+    """Adjust limits and streams, where permitted."""
     # Each client takes a descriptor. The usual limit of 1,024 is too low.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
@@ -149,6 +156,11 @@ def prepare_process() -> None:
         # Python has no stream if it was closed when the script started.
         if stream is not None:
             os.set_blocking(stream.fileno(), True)
+
+
+def stop(_signal: int, _frame: FrameType | None) -> None:
+    """End the script quietly. This handles SIGTERM while the server starts."""
+    sys.exit(0)
 
 
 def start_thread(function: Callable[..., None], *arguments: Any) -> None:
@@ -179,8 +191,29 @@ def reload_keys(wanted: Event, shared: Shared, folder: Path, pass_phrase: bytes)
                 # It may have been lost. Without it, revoked clients would be let in.
                 raise ValueError(f"{folder}/crl.pem is gone; to do without it, restart")
             shared.context = context
+            if shared.verbose:
+                shared.log.put("reloaded", sys.stderr)
         except (OSError, ValueError) as error:
             complain("cannot reload, the old keys stay in force", error)
+
+
+def wait_for_end(reload_wanted: Event) -> int:
+    """Wait for SIGINT or SIGTERM, and want a reload on SIGHUP. Return the exit status."""
+    signals = [signal.SIGHUP, signal.SIGTERM]
+    # A shell's background job ignores Ctrl-C, and still does.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signals.append(signal.SIGINT)
+
+    received = signal.sigwait(signals)
+    while received == signal.SIGHUP:
+        reload_wanted.set()
+        received = signal.sigwait(signals)
+
+    # Give the threads a moment to answer. A second signal cuts it short.
+    signal.sigtimedwait(signals, PAUSE)
+    if received == signal.SIGTERM:
+        return 0
+    return 130
 
 
 # --- 2. The keys folder ----------------------------------------------------------------------
@@ -218,10 +251,12 @@ def read_pass_phrase(key: Path) -> bytes:
         os.close(os.open("/dev/tty", os.O_RDWR))
         return os.fsencode(getpass.getpass("Enter PEM pass phrase:"))
     except UnicodeError:
-        # The words of this error show a part of what was typed.
+        # This error's message would reveal part of the input.
         raise ValueError(f"{key}: the pass phrase is not text in this locale") from None
-    except (OSError, EOFError):
-        problem = "SROS_PASSPHRASE is not set, and nothing was typed at a terminal"
+    except EOFError:
+        raise ValueError(f"{key}: no pass phrase was typed") from None
+    except OSError:
+        problem = "SROS_PASSPHRASE is not set, and there is no terminal to ask at"
         raise ValueError(f"{key}: {problem}") from None
 
 
@@ -240,9 +275,9 @@ def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.check_hostname = False
 
-    # Verify chains as strictly as RFC 5280 says, and up to an anchor. Python 3.13's
-    # create_default_context also sets VERIFY_X509_PARTIAL_CHAIN. It stays off here, because
-    # with it a chain could end in any certificate that is loaded below.
+    # Verify chains with OpenSSL's additional checks of RFC 5280, and up to an anchor. Python
+    # 3.13's create_default_context also sets VERIFY_X509_PARTIAL_CHAIN. It stays off here,
+    # because with it a chain could end in any certificate that is loaded below.
     context.verify_flags = ssl.VERIFY_X509_STRICT
 
     load_anchors(context, folder)
@@ -252,7 +287,7 @@ def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
 
 
 def require_tls_1_3(context: ssl.SSLContext) -> None:
-    """Set the protocol and its strength, whatever openssl.cnf says. Raises ValueError."""
+    """Set the protocol and its strength in place of openssl.cnf's. Raises ValueError."""
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options &= ~ssl.OP_NO_TLSv1_3
@@ -265,7 +300,8 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
     # Before OpenSSL 3.5, the default groups include ffdhe8192, with which each ClientHello
-    # costs 0.2 seconds of CPU. All peers support this one (RFC 8446, section 9.1).
+    # costs 0.2 seconds of CPU. Every compliant TLS 1.3 peer supports prime256v1 (RFC 8446,
+    # section 9.1).
     if ssl.OPENSSL_VERSION_INFO < (3, 5):
         context.set_ecdh_curve("prime256v1")
 
@@ -273,17 +309,20 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
 
 
 def check_openssl_cnf(context: ssl.SSLContext) -> None:
-    """Check the file whose settings Python can't override. Raises ValueError."""
+    """Check openssl.cnf for settings that Python can't override. Raises ValueError.
+
+    Settings in files that openssl.cnf includes are not found.
+    """
     usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
     file = Path(os.environ.get("OPENSSL_CONF", usual))
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
 
-    # This may exclude the algorithm of our own key, or of the peer's.
+    # These settings may exclude what our own key needs, or the peer.
     with suppress(OSError):
-        if re.search(r"(?m)^\s*SignatureAlgorithms\s*=", file.read_text(errors="replace")):
-            warn(f"{file}: SignatureAlgorithms applies, as Python can't override it")
+        for setting in OPENSSL_SETTING.findall(file.read_text(errors="replace")):
+            warn(f"{file}: {setting} applies, as Python can't override it")
 
 
 def load_pem(context: ssl.SSLContext, file: Path) -> None:
@@ -314,6 +353,7 @@ def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
     encodings = reader.get_ca_certs(binary_form=True)
 
     for certificate, encoding in zip(fields, encodings, strict=True):
+        # A self-signed certificate would become an anchor.
         self_signed = certificate["subject"] == certificate["issuer"]
         # A cross-certificate has an anchor's name. Through it, a chain would go on to a higher
         # CA, which is no anchor here, and fail.
@@ -332,9 +372,8 @@ def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
     """Load the revocation lists, if the folder has any. Raises ValueError."""
-    # A link that leads nowhere is an error below, and not a folder without lists.
+    # A dangling symlink is an error, not a missing list.
     if not os.path.lexists(lists):
-        warn(f"{lists} is missing: revoked peers are let in")
         return
 
     before = context.cert_store_stats()["x509"]
@@ -361,10 +400,13 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
     except (OSError, ValueError) as error:
         words = describe_error(error)
         if words == "PEM lib":
-            words = "SROS_PASSPHRASE is wrong or not set, or the file is damaged"
+            words = "the pass phrase is wrong, or the file is damaged"
+            if b"SROS_PASSPHRASE" in os.environb:
+                words = "SROS_PASSPHRASE is wrong, or the file is damaged"
         elif words in MISMATCHES:
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
+            # OpenSSL finds a certificate too weak.
             key = chain
         raise ValueError(f"{key}: {words}") from error
 
@@ -436,7 +478,7 @@ def accept_clients(listener: socket.socket, crew: Crew) -> None:
             accept_client(listener, crew)
         except (OSError, RuntimeError) as error:
             # The system has no more descriptors or threads for us until other clients leave.
-            crew.shared.log.complain("cannot accept", error)
+            crew.shared.log.put_error("cannot accept", error)
             time.sleep(PAUSE)
         while active_count() > MAX_CONNECTIONS:
             time.sleep(PAUSE)
@@ -455,8 +497,8 @@ def accept_client(listener: socket.socket, crew: Crew) -> None:
 class Crew:
     """The threads that serve clients, each of them one client at a time.
 
-    A thread that has served its client waits for the next one. That costs less than a new
-    thread for each client. If all are busy, a new thread joins them.
+    Up to MIN_THREADS threads wait for the next client. That costs less than a new thread for
+    each client. If all are busy, a new thread joins them.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -464,7 +506,7 @@ class Crew:
         self.clients: SimpleQueue[tuple[socket.socket, Any]] = SimpleQueue()
         self.lock = Lock()  # guards the two numbers
         self.threads = 0
-        self.idle = 0  # threads that wait, less the clients that wait for one
+        self.busy = 0  # threads that serve a client, or are about to
         for _ in range(MIN_THREADS):
             self.add_thread()
 
@@ -472,14 +514,13 @@ class Crew:
         """Add a thread. Raises RuntimeError if there are too many."""
         start_thread(self.work)
         self.threads += 1
-        self.idle += 1
 
     def hand_over(self, raw: socket.socket, address: Any) -> None:
         """Have a thread serve a client. Raises RuntimeError if there are too many."""
         with self.lock:
-            if self.idle == 0:
+            if self.busy == self.threads:
                 self.add_thread()
-            self.idle -= 1
+            self.busy += 1
         self.clients.put((raw, address))
 
     def work(self) -> None:
@@ -488,10 +529,10 @@ class Crew:
             raw, address = self.clients.get()
             serve(raw, address, self.shared)
             with self.lock:
+                self.busy -= 1
                 if self.threads > MIN_THREADS:
                     self.threads -= 1
                     return
-                self.idle += 1
 
 
 # --- 4. One client ---------------------------------------------------------------------------
@@ -504,7 +545,7 @@ def serve(raw: socket.socket, address: Any, shared: Shared) -> None:
         wait_for_hello(raw)
     except OSError as error:
         raw.close()
-        shared.log.complain(f"{peer}: before a ClientHello", error)
+        shared.log.put_error(f"{peer}: before a ClientHello", error)
         return
 
     # Outside of the inner block, an error means that the client has gone.
@@ -517,14 +558,14 @@ def serve(raw: socket.socket, address: Any, shared: Shared) -> None:
             answer_lines(connection, shared.log)
             shared.log.put("closed", sys.stdout)
         except (OSError, ValueError) as error:
-            shared.log.complain(peer, error)
+            shared.log.put_error(peer, error)
         close_politely(connection)
 
 
 def wait_for_hello(raw: socket.socket) -> None:
     """Wait for the client's first byte. Raises OSError if there is none.
 
-    Such a client is no TLS client: a load balancer's check, or a scanner of ports.
+    A client that sends none is no TLS client: a load balancer's check, or a port scanner.
     """
     raw.settimeout(TIMEOUT)
     if not raw.recv(1, socket.MSG_PEEK):
@@ -545,18 +586,19 @@ def wrap(raw: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
 def shake_hands(connection: ssl.SSLSocket) -> None:
     """Verify the client, and prove to the client who we are. Raises OSError if that fails.
 
-    do_handshake has OpenSSL verify, with the settings from make_context, that
+    do_handshake makes OpenSSL check, with the settings from make_context, that
 
     - the client has the private key of its certificate;
     - a chain leads from this certificate to an anchor;
-    - the certificate may be used by clients: if it has an extendedKeyUsage, clientAuth is in
-      it;
+    - the certificate may be used by clients: if it has a keyUsage or an extendedKeyUsage,
+      they allow it (clientAuth);
     - each certificate in the chain has a valid signature, is within its validity period, and
       keeps to the limits that the CAs above it set (such as pathlen and nameConstraints);
     - if the folder has a crl.pem: it has a list of each CA in the chain, the list has not
       expired, and no certificate is on it.
 
-    If one of these fails, OpenSSL sends an alert that says which.
+    If one of these fails, OpenSSL sends an alert, which hints at the reason. Our own error
+    line gives it exactly.
     """
     connection.settimeout(TIMEOUT)
     connection.do_handshake()
@@ -571,12 +613,13 @@ def shake_hands(connection: ssl.SSLSocket) -> None:
 
 def describe_session(connection: ssl.SSLSocket) -> str:
     """Return the session's cipher and the client's names."""
+    cipher: Any = connection.cipher()
     certificate: Any = connection.getpeercert()
     names = [*certificate.get("subjectAltName", ())]
     for attributes in certificate["subject"]:
         names.extend(attributes)
     words = ", ".join(f"{kind}={name}" for kind, name in names)
-    return f"{connection.cipher()}, {words}"
+    return f"{connection.version()}, {cipher[0]}, {words}"
 
 
 def answer_lines(connection: ssl.SSLSocket, log: Log) -> None:
@@ -590,7 +633,8 @@ def answer_lines(connection: ssl.SSLSocket, log: Log) -> None:
         # LF or CR LF ends a line.
         text = line.removesuffix(b"\n").removesuffix(b"\r")
         if not text and begins_with_http(unread):
-            # An HTTP server ignores blank lines before a request (RFC 9112, section 2.2).
+            # An HTTP server ignores blank lines before a request (RFC 9112, section 2.2). This
+            # one does if the request arrived with them.
             continue
         log.put(describe_line(text), sys.stdout)
 
@@ -647,8 +691,10 @@ def describe_line(text: bytes) -> str:
 
 
 def begins_with_http(unread: bytes) -> bool:
-    """Tell whether the next line that is not blank is an HTTP request."""
-    line, _, _ = unread.lstrip(b"\r\n").partition(b"\n")
+    """Tell whether an HTTP request follows, after a few more blank lines at most."""
+    # To skip any number of them, again for each of them, would take too long.
+    begin = unread[:MAX_BLANK].lstrip(b"\r\n") + unread[MAX_BLANK:]
+    line, _, _ = begin.partition(b"\n")
     return answer_to_http(line.removesuffix(b"\r")) != b""
 
 
@@ -685,23 +731,25 @@ def close_politely(connection: ssl.SSLSocket) -> None:
 
 
 class Log:
-    """Prints lines in a thread of its own, so that a slow reader of them stops no client."""
+    """Prints lines in a thread of its own, so that slow output never holds up a client."""
 
     def __init__(self) -> None:
         self.lines: SimpleQueue[tuple[str, TextIO | None] | None] = SimpleQueue()
+        self.lock = Lock()  # guards the number of lines
         self.thread = Thread(target=self.work, daemon=True)
         self.thread.start()
 
     def put(self, text: str, stream: TextIO | None) -> None:
         """Have a line printed."""
-        waiting = self.lines.qsize()
-        if waiting < MAX_UNPRINTED:
-            self.lines.put((text, stream))
-        elif waiting == MAX_UNPRINTED:
-            text = "simple_https_server.py: error: lines are lost: they are not read in time"
-            self.lines.put((text, sys.stderr))
+        with self.lock:
+            waiting = self.lines.qsize()
+            if waiting < MAX_UNPRINTED:
+                self.lines.put((text, stream))
+            elif waiting == MAX_UNPRINTED:
+                problem = "lines are lost: they are not read in time"
+                self.lines.put((f"simple_https_server.py: error: {problem}", sys.stderr))
 
-    def complain(self, what: str, error: Exception) -> None:
+    def put_error(self, what: str, error: Exception) -> None:
         """Have an error line printed."""
         self.put(error_line(what, error), sys.stderr)
 
@@ -774,11 +822,13 @@ def say(text: str, stream: TextIO | None) -> None:
 
 
 def escape(text: str) -> str:
-    """Return a text with codes, such as \\x1b, for what is not printable."""
-    # repr does so, and is fast. It stands between quotation marks.
-    quoted = repr(text)
-    # A byte that is not UTF-8 was decoded as a surrogate: \\xff as \\udcff.
-    return quoted[1:-1].replace("\\udc", "\\x")
+    """Return a text with codes, such as \\x1b, for what is not printable.
+
+    A byte that is not UTF-8, such as FF, becomes \\udcff. A backslash is doubled. In a text
+    without such codes, it is not: what a peer has typed may look like a code.
+    """
+    # repr does so, and is fast. Leave out its quotation marks.
+    return repr(text)[1:-1]
 
 
 if __name__ == "__main__":
