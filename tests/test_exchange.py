@@ -12,6 +12,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -410,6 +411,29 @@ def test_ctrl_c_at_the_prompt_ends_quietly(made: Path, node: str) -> None:
     assert terminal.seen.replace("^C", "").strip() == PROMPT
 
 
+def test_sigterm_at_the_prompt_ends_the_server_quietly_and_the_terminal_echoes_again(
+    made: Path,
+) -> None:
+    terminal = Terminal(*command(SERVER, made / "keys/server", "--port", "0"))
+    terminal.expect(PROMPT)
+    terminal.process.terminate()
+    assert terminal.process.wait(DEADLINE) == 0
+    assert termios.tcgetattr(terminal.slave)[3] & termios.ECHO
+    assert terminal.finish() == 0
+    assert terminal.seen.strip() == PROMPT
+
+
+@pytest.mark.parametrize("node", ["server", "client"])
+def test_the_end_of_input_at_the_prompt_is_one_line(made: Path, node: str) -> None:
+    script = {"server": SERVER, "client": CLIENT}[node]
+    terminal = Terminal(*command(script, made / f"keys/{node}", "--port", "0"))
+    terminal.expect(PROMPT)
+    terminal.type("\x04")
+    assert terminal.finish() == 1
+    assert terminal.seen.endswith("key.pem: no pass phrase was typed\n")
+    assert terminal.seen.count("error: ") == 1
+
+
 def test_ctrl_c_ends_a_waiting_client_quietly(made: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(DEADLINE)
@@ -536,7 +560,7 @@ def test_verbose_shows_the_session_and_the_peer_on_standard_error_only(
         (result.stderr, ["server", "SROS Example", "localhost", r"127\.0\.0\.1", "(::|:0:)1"]),
         (server.err.read_text(), ["client", "SROS Example"]),
     ):
-        for name in [r"TLSv1\.3", r"TLS_\w+_SHA\d+", *names]:
+        for name in [r"TLSv1\.3, TLS_\w+_SHA\d+, \w+=", *names]:
             assert re.search(name, shown), (name, shown)
         assert "error" not in shown
     assert (
@@ -764,6 +788,28 @@ def test_a_hostile_message_is_escaped_and_forges_no_line(
     accepted, read, closed = harmless(server.out.read_bytes()[len(before) :])
     assert (accepted, closed) == ("accepted", "closed")
     assert read.startswith("read: [") and read.endswith("]") and "\\" in read
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (rb"C:\x1b", r"C:\x1b"),
+        (b"C:\\x1b \x1b", r"C:\\x1b \x1b"),
+        (b"\\udc41 \x1b", r"\\udc41 \x1b"),
+        (b"\\udcff \xff", r"\\udcff \udcff"),
+    ],
+)
+def test_a_backslash_is_no_code_beside_one(
+    hostile_pair: tuple[Server, Path], message: bytes, shown: str
+) -> None:
+    server, keys = hostile_pair
+    start = server.out.stat().st_size
+    with connect(server.port, keys) as connection:
+        assert ask(connection, message) == message
+        connection.unwrap().close()
+    server.wait_for(
+        lambda: server.out.read_text()[start:] == f"accepted\nread: [{shown}]\nclosed\n"
+    )
 
 
 def test_hostile_answers_are_escaped_and_forge_no_line(made: Path) -> None:

@@ -17,7 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from certificates import CA, authority, certificate, certify, pem
@@ -36,6 +39,8 @@ from running import (
     poll,
     run,
 )
+
+import simple_https_server
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 BAD = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -479,6 +484,7 @@ def test_a_list_that_has_gone_is_not_forgotten_by_a_reload(copy: Path, serve: Se
     lists.rename(keys / "away")
     server.process.send_signal(signal.SIGHUP)
     assert server.complained("crl.pem is gone")
+    assert "are let in" not in server.err.read_text()
     assert client(server.port, copy / "keys/client").stdout == ANSWERED
     (keys / "away").rename(lists)
     before = server.err.read_text()
@@ -539,6 +545,104 @@ def test_a_signal_to_reload_that_comes_early_is_remembered(copy: Path, tmp_path:
     assert process.wait(DEADLINE) == 0
 
 
+# --- Signals while a script starts -----------------------------------------------------------
+
+SENDS_A_SIGNAL = """import os
+os.kill(os.getpid(), {how:d})
+with open(os.__file__.replace("os.py", "{module}.py")) as file:
+    exec(compile(file.read(), file.name, "exec"))
+"""
+MODULES = ["argparse", "getpass", "socket", "ssl"]  # from the first import to a late one
+
+
+def signalled(folder: Path, module: str, how: signal.Signals) -> dict[str, str]:
+    """Return an environment in which a script gets a signal when it imports a module."""
+    place = folder / f"in-front-{module}"
+    place.mkdir()
+    (place / f"{module}.py").write_text(SENDS_A_SIGNAL.format(how=how, module=module))
+    return {**PHRASES, "PYTHONPATH": str(place)}
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "status"),
+    [
+        ("server", signal.SIGINT, 130),
+        ("server", signal.SIGTERM, 0),
+        ("client", signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_during_the_imports_ends_the_script_quietly(
+    made: Path, tmp_path: Path, name: str, how: signal.Signals, status: int
+) -> None:
+    for module in MODULES:
+        env = signalled(tmp_path, module, how)
+        result = run(*script(name, made / "keys"), env=env)
+        assert (result.returncode, result.stdout, result.stderr) == (status, "", "")
+
+
+def test_a_signal_to_reload_during_the_imports_is_remembered(
+    made: Path, serve: Serve, tmp_path: Path
+) -> None:
+    for module in MODULES:
+        env = signalled(tmp_path, module, signal.SIGHUP)
+        server = serve("-v", "-k", str(made / "keys/server"), env=env)
+        assert server.complained("\nreloaded\n")
+        assert client(server.port, made / "keys/client").stdout == ANSWERED
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_while_the_folder_is_loaded_ends_the_server_quietly(
+    copy: Path, tmp_path: Path, how: signal.Signals, status: int
+) -> None:
+    anchors = copy / "keys/server/ca.pem"
+    anchors.unlink()
+    os.mkfifo(anchors)
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            script("server", copy / "keys"), env=environment(PHRASES), stderr=err
+        )
+    # This waits until the server opens the pipe, and so until it loads its folder.
+    with anchors.open("wb"):
+        process.send_signal(how)
+    assert process.wait(DEADLINE) == status
+    assert log.read_text() == ""
+
+
+def in_a_shell(ignored: bool, *command: str | Path) -> list[str | Path]:
+    """Return a command that ignores SIGINT, as a shell's background job does, or does not."""
+    trap = {True: "trap '' INT; ", False: ""}
+    return ["sh", "-c", f'{trap[ignored]}exec "$@"', "sh", *command]
+
+
+@pytest.mark.parametrize(("ignored", "status"), [(True, 0), (False, 130)])
+def test_ctrl_c_ends_no_client_in_the_background(
+    made: Path, server: Server, tmp_path: Path, ignored: bool, status: int
+) -> None:
+    words = in_a_shell(ignored, *script("client", made / "keys"), "--port", str(server.port))
+    result = run(*words, env=signalled(tmp_path, "ssl", signal.SIGINT))
+    assert (result.returncode, result.stdout == ANSWERED) == (status, ignored)
+
+
+@pytest.mark.parametrize(("ignored", "status"), [(True, 0), (False, 130)])
+def test_ctrl_c_ends_no_server_in_the_background(
+    made: Path, tmp_path: Path, ignored: bool, status: int
+) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            in_a_shell(ignored, *script("server", made / "keys")),
+            env=environment(PHRASES),
+            stderr=err,
+        )
+    listening(log)
+    # The first one of two signals decides.
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE) == status
+
+
 # --- Surroundings ----------------------------------------------------------------------------
 
 
@@ -575,10 +679,20 @@ def test_ciphers_that_cannot_be_overridden_are_a_line_that_names_the_file(
 
 
 @pytest.mark.parametrize("name", ["server", "client"])
-def test_signature_algorithms_of_openssl_cnf_are_a_line_that_names_the_file(
-    made: Path, serve: Serve, tmp_path: Path, name: str
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "SignatureAlgorithms = ECDSA+SHA256",
+        "ClientSignatureAlgorithms = ECDSA+SHA256",
+        "Ciphersuites = TLS_AES_128_GCM_SHA256",
+        "1.ciphersuites = TLS_AES_128_GCM_SHA256",
+    ],
+)
+def test_what_openssl_cnf_sets_for_good_is_a_line_that_names_the_file(
+    made: Path, serve: Serve, tmp_path: Path, setting: str, name: str
 ) -> None:
-    env = openssl_cnf(tmp_path, "SignatureAlgorithms = ECDSA+SHA256")
+    env = openssl_cnf(tmp_path, setting)
+    word = setting.partition(" =")[0].removeprefix("1.")
     server = serve("-k", str(made / "keys/server"), env=env if name == "server" else PHRASES)
     result = client(
         server.port, made / "keys/client", env=env if name == "client" else PHRASES
@@ -586,7 +700,7 @@ def test_signature_algorithms_of_openssl_cnf_are_a_line_that_names_the_file(
     assert result.stdout == ANSWERED
     printed = {"server": server.err.read_text(), "client": result.stderr}
     for each, text in printed.items():
-        assert (f"{tmp_path}/openssl.cnf: Sign" in text) == (each == name)
+        assert (f"{tmp_path}/openssl.cnf: {word} applies" in text) == (each == name)
 
 
 SILENT = """import resource, socket, sys
@@ -729,6 +843,47 @@ def test_a_good_client_is_served_beside_500_lines_to_escape(
                 each.send(text + b"\n")
         assert served_within(3, server, keys)
     assert peak(server) < 200
+
+
+def cpu(server: Server) -> int:
+    """Return the ticks of CPU that a server has used."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(") ")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.slow
+def test_blank_lines_cost_no_more_than_others(made: Path, server: Server) -> None:
+    costs = []
+    for lines in (b"x\n" * 65000, b"\n" * 65000):
+        before = cpu(server)
+        with connect(server.port, made / "keys/client") as connection:
+            connection.sendall(lines)
+            left = len(lines)
+            while left:
+                left -= len(connection.recv(65536))
+        costs.append(cpu(server) - before)
+    others, blank = costs
+    assert blank < 1.5 * others, costs
+
+
+def test_lines_are_never_lost_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(SimpleQueue[Any]):
+        def qsize(self) -> int:
+            size = super().qsize()
+            # Other threads go on here, as they may at any time.
+            select.select([], [], [], 0.001)
+            return size
+
+    monkeypatch.setattr(simple_https_server, "MAX_UNPRINTED", 20)
+    monkeypatch.setattr(simple_https_server.Log, "work", lambda _: None)
+    log = simple_https_server.Log()
+    log.lines = Slow()
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(50):
+            pool.submit(log.put, f"line {number}", None)
+    lines = [log.lines.get() for _ in range(log.lines.qsize())]
+    assert len(lines) == 21
+    assert lines[-1] is not None and "lines are lost" in lines[-1][0]
 
 
 def vector(size: int, content: bytes) -> bytes:
