@@ -2487,7 +2487,7 @@ def public_key_of(folder: Folder) -> object:
         try:
             return serialization.load_pem_public_key(read_file(path))
         except INVALID:
-            raise Fault(f"{path}: is damaged, or not what its name says") from None
+            raise Fault(f"{path}: is damaged, or is not what its name says") from None
     # match() compares these two with each other.
     if folder.certificate is not None:
         return folder.certificate.public_key()
@@ -2620,7 +2620,7 @@ def ask(variable: str, new: bool) -> bytes:
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
     except UnicodeDecodeError:
         # `from None`, as the text of that exception shows what was typed.
-        raise Fault(f"{variable}: what was typed is no text in this locale") from None
+        raise Fault(f"{variable}: what was typed is not text in this locale") from None
     except (OSError, EOFError):
         why = "is not set, and there is no terminal to ask on"
         raise Fault(f"{variable}: {why}") from None
@@ -2800,10 +2800,10 @@ def check_trust(entries: Mapping[str, Entry]) -> None:
             if anchor is None or not anchor.is_ca:
                 raise ConfigurationError(f"{where}: there is no CA {name!r} under keys")
             if anchor.issuer is not None:
-                text = f"{name} is no trust anchor, as {anchor.issuer} signs it"
+                text = f"{name} is not a trust anchor: {anchor.issuer} signs it"
                 raise ConfigurationError(f"{where}: {text}")
             if entry.trust.count(name) > 1:
-                raise ConfigurationError(f"{where}: {name} stands twice")
+                raise ConfigurationError(f"{where}: {name} is given twice")
 
 
 def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
@@ -3761,7 +3761,7 @@ def sign_timeout(environment: Mapping[str, str]) -> int:
     """Return how many seconds a program that signs may take. Raises ConfigurationError."""
     text = environment.get("SROS_SIGN_TIMEOUT", "60")
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise ConfigurationError(f"SROS_SIGN_TIMEOUT: {text!r} is no number of seconds")
+        raise ConfigurationError(f"SROS_SIGN_TIMEOUT: {text!r} is not a number of seconds")
     return int(text)
 
 
