@@ -3650,13 +3650,16 @@ def list_fields(
     fields: dict[str, object] = dict.fromkeys(("crlNumber", "nextUpdate"))
     if ca is None or not is_ca:
         return fields
+    lists: tuple[RevocationList, ...] | None = ()
     with suppress(OSError):
-        file = ListFile(path, lists_in(run.disk.read(path)))
-        crl = newest_of((file,), ca)
-        if crl is not None:
-            fields["crlNumber"] = crl_number(crl)
-        if crl is not None and path not in run.disk.unwritten:
-            fields["nextUpdate"] = timestamp(end_of_list(ca, crl))
+        lists = lists_in(run.disk.read(path))
+    crl = newest_of((ListFile(path, lists),), ca)
+    if lists and lists[0].signature == NOT_SIGNED:
+        crl = lists[0]
+    if crl is not None:
+        fields["crlNumber"] = crl_number(crl)
+    if crl is not None and path not in run.disk.unwritten:
+        fields["nextUpdate"] = timestamp(end_of_list(ca, crl))
     return fields
 
 

@@ -298,7 +298,7 @@ def client_context(keys: Path) -> ssl.SSLContext:
     return context
 
 
-def connect(port: int, context: ssl.SSLContext, nodelay: bool = True) -> ssl.SSLSocket:
+def greet(port: int, context: ssl.SSLContext, nodelay: bool = True) -> ssl.SSLSocket:
     """Make a connection and its handshake."""
     raw = socket.create_connection(("127.0.0.1", port), 20)
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, nodelay)
@@ -314,10 +314,12 @@ def read_answer(connection: ssl.SSLSocket, answer: bytes) -> None:
         raise WrongResult(f"answered {got[:80]!r} instead of {answer[:80]!r}")
 
 
-def exchange(port: int, context: ssl.SSLContext, answer: bytes, nodelay: bool = True) -> float:
+def exchange_line(
+    port: int, context: ssl.SSLContext, answer: bytes, nodelay: bool = True
+) -> float:
     """Do what simple_https_client.py does; return the milliseconds until the answer."""
     begin = time.perf_counter()
-    with connect(port, context, nodelay) as connection:
+    with greet(port, context, nodelay) as connection:
         with suppress(OSError):  # nginx answers unasked, and may have closed already
             connection.sendall(HOLA)
         read_answer(connection, answer)
@@ -331,7 +333,7 @@ def load(port: int, keys: Path, answer: bytes, count: int) -> None:
     """Call a server as often as said, as fast as it goes, in one of several processes."""
     context = client_context(keys)
     for _ in range(count):
-        exchange(port, context, answer)
+        exchange_line(port, context, answer)
 
 
 def settle(server: Contender) -> None:
@@ -346,7 +348,7 @@ def settle(server: Contender) -> None:
 
 def exchanging(sizes: Sizes) -> list[Measure]:
     """Whole connections: the server's CPU, how many a second, and one's time at rest."""
-    cpu = Measure("Contender's CPU for one exchange", "ms")
+    cpu = Measure("Server's CPU for one exchange", "ms")
     rate = Measure("Exchanges a second, more is better", "/s")
     latencies = {}
     for nodelay, client in ((True, ""), (False, ", client without TCP_NODELAY")):
@@ -371,7 +373,7 @@ def exchanging(sizes: Sizes) -> list[Measure]:
                 rate.add(server.name, share * LOADERS / wall)
                 for nodelay, (median, last) in latencies.items():
                     call = (server.port, context, server.answer, nodelay)
-                    times = [exchange(*call) for _ in range(sizes.calls)]
+                    times = [exchange_line(*call) for _ in range(sizes.calls)]
                     hundredths = statistics.quantiles(times, n=100, method="inclusive")
                     median.add(server.name, statistics.median(times))
                     last.add(server.name, hundredths[98])
@@ -393,11 +395,11 @@ def echoing(sizes: Sizes) -> list[Measure]:
         for size, count in zip((32, 16 << 10, 64 << 10), sizes.echoes, strict=True):
             title = f"{size} bytes" if size < 1024 else f"{size >> 10} KiB"
             rate = Measure(f"Lines of {title} a second, sent back, more is better", "/s")
-            cpu = Measure(f"Contender's CPU for a line of {title}", "µs")
+            cpu = Measure(f"Server's CPU for a line of {title}", "µs")
             message = b"x" * (size - 1) + b"\n"
             for _ in range(sizes.rounds):
                 for server in servers:
-                    with connect(server.port, client_context(keys)) as connection:
+                    with greet(server.port, client_context(keys)) as connection:
                         before, begin = server.cpu(), time.perf_counter()
                         for _ in range(count):
                             connection.sendall(message)
@@ -422,7 +424,7 @@ def idling(sizes: Sizes) -> list[Measure]:
                     context, before = client_context(keys), server.memory()
                     for _ in range(sizes.idle):
                         port = server.http if name == "nginx" else server.port
-                        connection = stack.enter_context(connect(port, context))
+                        connection = stack.enter_context(greet(port, context))
                         if name == "nginx":  # its stream's connections can't idle
                             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
                             if not connection.recv(65536).startswith(b"HTTP/1.1 200 OK"):
@@ -432,7 +434,7 @@ def idling(sizes: Sizes) -> list[Measure]:
                             read_answer(connection, HELLO)
                     memory.add(name, (server.memory() - before) / sizes.idle)
                     times = [
-                        exchange(server.port, context, server.answer)
+                        exchange_line(server.port, context, server.answer)
                         for _ in range(sizes.calls // 2)
                     ]
                     latency.add(name, statistics.median(times))

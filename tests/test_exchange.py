@@ -222,7 +222,7 @@ def s_client(port: int, keys: Path, *arguments: str | Path) -> list[str | Path]:
     return [*words, "-CAfile", keys / "ca.pem", "-verify_return_error", *arguments]
 
 
-def identity(keys: Path, *, leaf_only: bool = False) -> list[str | Path]:
+def own_options(keys: Path, *, leaf_only: bool = False) -> list[str | Path]:
     """Return OpenSSL's options for a folder's key and certificates."""
     chain: list[str | Path] = [] if leaf_only else ["-cert_chain", keys / "fullchain.pem"]
     words: list[str | Path] = ["-cert", keys / "cert.pem", "-key", keys / "key.pem", *chain]
@@ -583,7 +583,7 @@ def test_sigterm_ends_with_0_and_the_next_server_has_the_port_at_once(
 
 def presented(port: int, keys: Path) -> int:
     """Return the serial number of the certificate that a server shows to OpenSSL's client."""
-    words = [word for word in s_client(port, keys, *identity(keys)) if word != "-quiet"]
+    words = [word for word in s_client(port, keys, *own_options(keys)) if word != "-quiet"]
     shown = run(*words, env=PHRASES)
     assert shown.returncode == 0, shown.stderr
     return certificate_in(shown.stdout).serial_number
@@ -802,7 +802,7 @@ def test_openssl_completes_the_exchange_as_a_client(
 ) -> None:
     server = serve("-k", str(made / "keys/server"))
     keys = made / "keys/client"
-    other = start(*s_client(server.port, keys, *identity(keys, leaf_only=leaf_only)))
+    other = start(*s_client(server.port, keys, *own_options(keys, leaf_only=leaf_only)))
     other.say("hola\n")
     other.expect("^hello$")
     assert other.finish() == 0
@@ -898,7 +898,7 @@ def s_server(keys: Path, *, leaf_only: bool = False) -> list[str | Path]:
         "-naccept",
         "1",
     ]
-    return [*words, *identity(keys, leaf_only=leaf_only)]
+    return [*words, *own_options(keys, leaf_only=leaf_only)]
 
 
 @pytest.mark.parametrize("leaf_only", [False, True], ids=["chain", "leaf-only"])
@@ -959,7 +959,7 @@ def test_a_saved_session_does_not_replace_the_certificate(
     server = serve("-k", str(made / "keys/server"))
     keys = made / "keys/client"
     saved = tmp_path / "session.pem"
-    first = start(*s_client(server.port, keys, *identity(keys), "-sess_out", saved))
+    first = start(*s_client(server.port, keys, *own_options(keys), "-sess_out", saved))
     first.say("hola\n")
     first.expect("^hello$")
     assert first.finish() == 0
@@ -968,7 +968,7 @@ def test_a_saved_session_does_not_replace_the_certificate(
     second.expect("alert certificate required")
     assert server.complained("did not return a certificate")
     assert server.out.read_text() == SERVED
-    third = start(*s_client(server.port, keys, *again, *identity(keys)))
+    third = start(*s_client(server.port, keys, *again, *own_options(keys)))
     third.say("hola\n")
     third.expect("^hello$")
 
@@ -978,11 +978,11 @@ def test_a_client_of_tls_1_2_is_refused_and_one_of_tls_1_3_is_not(
 ) -> None:
     server = serve("-k", str(made / "keys/server"))
     keys = made / "keys/client"
-    old = start(*s_client(server.port, keys, *identity(keys), "-tls1_2"))
+    old = start(*s_client(server.port, keys, *own_options(keys), "-tls1_2"))
     old.expect("alert protocol version")
     assert server.complained("unsupported protocol")
     assert server.out.read_text() == ""
-    new = start(*s_client(server.port, keys, *identity(keys), "-tls1_3"))
+    new = start(*s_client(server.port, keys, *own_options(keys), "-tls1_3"))
     new.say("hola\n")
     new.expect("^hello$")
     assert len(errors(server.err.read_text(), SERVER)) == 1

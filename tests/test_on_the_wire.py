@@ -756,7 +756,6 @@ def hello(group: bytes, share: bytes) -> bytes:
 
 
 FFDHE8192 = b"\x01\x04"
-X25519 = b"\x00\x1d"
 
 
 @pytest.mark.slow

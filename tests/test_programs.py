@@ -179,7 +179,7 @@ def serving(
         yield port, log
 
 
-def ask(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
+def answer_of(name: str, place: Path, port: int) -> subprocess.CompletedProcess[str]:
     """Ask a program that serves: with our client, or curl where only HTTP is answered."""
     return call("curl", place, port) if name == "NSS" else client(port, place / "keys/client")
 
@@ -270,12 +270,12 @@ def test_a_server_answers_our_client_and_nobody_else(
     ours, theirs = copied(made), copied(strangers)
     with serving(name, ours) as (port, log):
         for _ in ("before", "after"):
-            result = ask(name, ours, port)
+            result = answer_of(name, ours, port)
             assert result.returncode == 0 and SERVERS[name].answer in result.stdout, result
             assert told(ours / "keys/client", port, certified=True)
             for host in ("localhost", "127.0.0.1"):
                 assert told(ours / "keys/client", port, certified=False, host=host) == b""
-            result = ask(name, theirs, port)
+            result = answer_of(name, theirs, port)
             assert result.returncode != 0 and result.stdout == "", result
             poll(
                 lambda: SERVERS[name].refusal in log.read_text(errors="replace"), log.read_text
@@ -287,7 +287,7 @@ def test_our_client_refuses_a_stranger_s_server(
     name: str, made: Path, strangers: Path, copied: Copy
 ) -> None:
     with serving(name, copied(strangers)) as (port, _):
-        result = ask(name, copied(made), port)
+        result = answer_of(name, copied(made), port)
     assert result.returncode != 0 and result.stdout == "", result
     assert re.search("certificate (verify failed|problem): unable to get", result.stderr), (
         result

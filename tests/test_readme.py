@@ -21,10 +21,9 @@ import test_recipes
 import test_robots
 import test_ros1
 import test_zenoh
-from conftest import plain
 from exchanges import Server
 from needs import PACKAGES, needs, needs_mldsa, needs_those_of
-from programs import answers, follow, free_port, running
+from programs import answers, follow, free_port, plain, running
 from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
 
 README = pages.README
@@ -165,12 +164,12 @@ def test_the_refusals_that_people_meet_are_lines_of_the_atlas() -> None:
 
 def test_the_first_command_makes_the_keys_and_prints_the_tree(fresh: tuple[Path, str]) -> None:
     _, printed = fresh
-    assert tree(printed) == tree(
+    assert without_dates(printed) == without_dates(
         pages.transcript(README, "pip install -q -r requirements.txt")
     )
 
 
-def tree(text: str) -> str:
+def without_dates(text: str) -> str:
     """The lines of a run, but for their dates and the SHA-256 of keys."""
     return re.sub(SHA256, "SHA-256", re.sub(r"\d{4}-\d\d-\d\d", "DATE", text))
 
@@ -184,7 +183,7 @@ def test_uv_makes_the_keys_without_an_environment(tmp_path: Path) -> None:
     phrases = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros", "PYTHONWARNINGS": ""}
     result = shell(tmp_path, text, phrases)
     assert result.returncode == 0, result.stderr
-    assert tree(result.stdout) == tree(
+    assert without_dates(result.stdout) == without_dates(
         pages.transcript(README, "pip install -q -r requirements.txt")
     )
 
@@ -264,7 +263,7 @@ def test_a_service_gets_a_ca_of_its_own_by_request(
     shutil.rmtree(folder / "keys/service")
     configuration.write_text(text.replace("  nodes:\n", f"{entry}\n  nodes:\n", 1))
     result = shell(folder, command, PHRASES)
-    assert tree(result.stdout) == tree(shown), result.stderr
+    assert without_dates(result.stdout) == without_dates(shown), result.stderr
     of_the_sender, of_the_run = re.findall(SHA256, result.stdout)
     assert of_the_sender == of_the_run
     verify = "openssl verify -x509_strict -CAfile keys/root/cert.pem keys/service/cert.pem"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -196,6 +197,9 @@ def test_a_program_signs_a_request_and_then_what_the_certificate_allows(copy: Pa
     (copy / "keys/root/key.pem").rename(copy / "root.pem")
     drop(copy / "keys", "master", "server", "client")
     master = prepare(copy, "master")
+    dry = generate(copy, "-n")
+    assert "master/sign: -n does not call it" in dry.stderr
+    assert not (master / "csr.pem").exists()
     refused(generate(copy), "keys/master/csr.pem", "left alone: 2 below master")
     assert calls(copy) == ["sha256"]
     openssl("req", "-in", master / "csr.pem", "-noout", "-verify")
@@ -532,6 +536,13 @@ def test_a_dry_run_of_a_new_root_with_a_program_shows_the_tree(tmp_path: Path) -
     dry = generate(tmp_path, "-n")
     assert {path.name for path in root.iterdir()} == {"public.pem", "sign"}
     assert complaints(dry, "warning", 0) == [NOT_CALLED]
+    objects = [
+        json.loads(line) for line in generate(tmp_path, "-n", "--json").stdout.splitlines()
+    ]
+    for name, number_of_list in (("root", 1), ("master", 1), ("server", None)):
+        (found,) = [each for each in objects if each["name"] == name]
+        assert (found["state"], found["crlNumber"]) == ("made", number_of_list)
+        assert (found["serial"], found["nextUpdate"]) == (None, None)
     assert dry.stdout == fine(generate(tmp_path)).stdout
 
 
