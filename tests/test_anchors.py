@@ -505,8 +505,8 @@ def test_a_new_node_does_without_a_list_that_is_missing_but_not_without_any(
 WRONG: dict[str, tuple[object, str]] = {
     "an anchor that does not exist": ("root3", "there is no CA 'root3' under keys"),
     "a node": ("root, client", "there is no CA 'client' under keys"),
-    "a CA that is no anchor": ("root, master2", "master2 is no trust anchor"),
-    "an anchor twice": ("root, root2, root", "root stands twice"),
+    "a CA that is no anchor": ("root, master2", "master2 is not a trust anchor"),
+    "an anchor twice": ("root, root2, root", "root is given twice"),
     "a name that is none": ("root, ", "is not of the form"),
     "a number": (1, "does not read this as text"),
     "a mapping": ({"root": "root2"}, "is a mapping, not text"),
