@@ -636,11 +636,14 @@ def time_left(deadline: float) -> float:
 
 def describe_line(text: bytes) -> str:
     """Return what is printed of a line. The beginning of a long one is enough."""
-    # Bytes that are not UTF-8 become surrogates, which are escaped when they are printed.
-    shown = text.decode(errors="surrogateescape")
-    if len(shown) <= MAX_SHOWN:
-        return f"read: [{shown}]"
-    return f"read: [{shown[:MAX_SHOWN]}] and {len(shown) - MAX_SHOWN} characters more"
+    # Bytes that are not UTF-8 become surrogates, which are escaped when they are printed. A
+    # character has at most four bytes. To decode more than that would take too long.
+    start = text[: 4 * MAX_SHOWN + 4].decode(errors="surrogateescape")
+    if len(start) <= MAX_SHOWN:
+        return f"read: [{start}]"
+    shown = start[:MAX_SHOWN]
+    more = len(text) - len(shown.encode(errors="surrogateescape"))
+    return f"read: [{shown}] and {more} bytes more"
 
 
 def begins_with_http(unread: bytes) -> bool:

@@ -4,12 +4,12 @@
 One rule covers every run: walk the hierarchy from the top, keep what is there, make what is
 missing, verify everything. The keys folder is the only state.
 
-The script tells how a run goes:
+The script reads as a run goes:
 
     main         (at the end) reads command line and configuration, and locks the keys folder
-    walk         settles the CAs from the root down, then the nodes, which need their lists
-    settle       settles one entry in ten steps, from the look at its folder (a new one gets a
-                 new key) to the files that it writes
+    walk         settles the CAs from the root down, then the nodes, which need the CAs' lists
+    settle       settles one entry in ten steps, from reading its folder (a new entry gets a
+                 key) to writing its files
     certify      signs a certificate: a root's with its own key, any other with its issuer's
     settle_list  keeps a CA's revocation list, or signs the next one
     Verifier     has OpenSSL verify every certificate, with the revocation lists: the first one
@@ -23,13 +23,15 @@ What a folder keys/NAME holds:
     cert.pem       the certificate
     issued/        a CA: a copy of every certificate that it signed
     cross.pem      a root: its certificate from a higher CA, put there by a person
-    crl.pem        a CA: its own revocation list; a node: those of all CAs below its anchors
+    crl.pem        a CA: its own revocation list; a node: those of its anchors and of all CAs
+                   below them
     fullchain.pem  cert.pem and its issuers, without the trust anchor
     ca.pem         the anchors that it trusts
 
 The words used throughout:
 
     entry          what the configuration says about one CA or node
+    settle         bring an entry's folder in line with the configuration, and verify it
     task           the work on one entry: entry, folder, signer, and the issuer's authority
     signer         an entry's private key, opened when it is first needed
     authority      what a CA hands down to the entries below it: chain, lists, signer, verifier
@@ -119,7 +121,7 @@ class Entry(NamedTuple):
     where: str  # its place in the file, such as sros_config.yml: keys.nodes.server
     is_ca: bool
     issuer: str | None  # None: self-signed
-    trust: tuple[str, ...]  # the anchors that a node verifies its peers by; a CA: its own
+    trust: tuple[str, ...]  # the anchors that a node verifies its peers by; a CA: its anchor
     key_type: str  # such as ec:prime256v1
     digest: str  # what its key signs with, if the key type leaves a choice
     passphrase: str | None  # the environment variable; None: the key is not encrypted
@@ -158,7 +160,7 @@ class Request(NamedTuple):
 
     public_key: object
     fingerprint: str  # the SHA-256 of that key, as it is written in the request
-    is_sound: bool  # signed by that key, and not with RSA-PSS
+    is_sound: bool  # signed by that key; RSA-PSS keys, which cryptography misreads, are not
 
 
 class Task(NamedTuple):
@@ -179,7 +181,7 @@ class Authority(NamedTuple):
     chain: tuple[x509.Certificate, ...]  # the CA's certificate, its issuers, last the anchor
     not_after: datetime  # the earliest end in the chain
     key_identifier: x509.AuthorityKeyIdentifier
-    lists: tuple[RevocationList, ...]  # its own, then its issuers'; empty if one is missing
+    lists: tuple[RevocationList, ...]  # its own, then its issuers'; OpenSSL needs all or none
     revoked: frozenset[int]  # the serial numbers on its own list
     signer: Signer
     verifier: Verifier
@@ -196,7 +198,7 @@ class Trusted(NamedTuple):
     """What the nodes that trust the same anchors verify their peers by."""
 
     anchors: Bundle  # ca.pem
-    lists: Bundle  # crl.pem: the lists of all CAs below the anchors
+    lists: Bundle  # crl.pem: the lists of the anchors and of all CAs below them
 
 
 class Bundle(NamedTuple):
@@ -221,7 +223,7 @@ class Update(NamedTuple):
     """What becomes of a bundle that is not up to date."""
 
     pem: bytes
-    new: tuple[str, ...]  # the CAs of which it had no part
+    new: tuple[str, ...]  # the CAs from which it had no part
 
 
 class Outcome(NamedTuple):
@@ -250,7 +252,7 @@ class Run(NamedTuple):
     keys: str  # the path of the keys folder
     entries: Sequence[Entry]  # in the order of the tree
     present: datetime
-    now: datetime  # when new things begin: a second before the present
+    now: datetime  # a second before the present; by it, what is made now has begun
     verify_at: datetime | None  # None: OpenSSL goes by the system's clock
     orders: Orders
     phrases: Phrases
@@ -306,11 +308,13 @@ def walk(run: Run, report: Report) -> None:
     fail_ambiguous_lists(run, outcomes)
     trusted = trusted_by_nodes(run, outcomes)
 
-    # Then every node. A node's outcome is not kept, as there may be thousands.
+    # Then every node. The output is in the order of the tree, so each CA's outcome has waited.
+    # A node's outcome is not kept, as there may be thousands.
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
+            kin = (entry.issuer, entry.trust)
+            outcome = take_turn(run, entry, outcomes, trusted[kin])
         if run.as_json:
             line = json_line(run, entry.name, entry.issuer, entry.is_ca, outcome)
             outcome = outcome._replace(line=line)
@@ -327,7 +331,7 @@ def walk(run: Run, report: Report) -> None:
 
 
 def not_called_problems(run: Run) -> Iterator[Problem]:
-    """Yield a warning for each program that would have signed, if this were no dry run."""
+    """Yield a warning for each program that would sign if this weren't a dry run."""
     for path in sorted(run.programs.not_called):
         text = f"{path}: -n does not call it, and does not verify what it would sign"
         yield Problem("warning", text)
@@ -1518,17 +1522,20 @@ def levels_of_cas_below(entries: Sequence[Entry], name: str) -> int:
 # --- 7. What nodes trust ---------------------------------------------------------------------
 
 
-def trusted_by_nodes(
-    run: Run, outcomes: Mapping[str, Outcome]
-) -> dict[tuple[str, ...], Trusted]:
-    """Return what nodes verify their peers by, one for all nodes with the same anchors."""
+# What nodes have in common that verify their peers alike: their issuer, and whom they trust.
+Kin = tuple[str | None, tuple[str, ...]]
+
+
+def trusted_by_nodes(run: Run, outcomes: Mapping[str, Outcome]) -> dict[Kin, Trusted]:
+    """Return what nodes verify their peers by, one for all nodes with the same CAs."""
     cas = [entry for entry in run.entries if entry.is_ca]
-    trusted: dict[tuple[str, ...], Trusted] = {}
+    trusted: dict[Kin, Trusted] = {}
     for entry in run.entries:
-        if not entry.is_ca and entry.trust not in trusted:
+        kin = (entry.issuer, entry.trust)
+        if not entry.is_ca and kin not in trusted:
             anchors = anchor_bundle(entry.trust, cas, outcomes)
-            lists = list_bundle(entry.trust, cas, outcomes)
-            trusted[entry.trust] = Trusted(anchors, lists)
+            lists = list_bundle(entry, cas, outcomes)
+            trusted[kin] = Trusted(anchors, lists)
     return trusted
 
 
@@ -1553,29 +1560,43 @@ def anchor_bundle(
     return bundle_of("ca.pem", parts, is_complete)
 
 
-def list_bundle(
-    trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
-) -> Bundle:
-    """Return the parts of crl.pem: the lists of all CAs below the anchors."""
+def list_bundle(node: Entry, cas: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Bundle:
+    """Return the parts of a node's crl.pem: the lists of all CAs below its anchors."""
     parts = []
     is_complete = True
-    for name in trust:
-        # From the bottom up: a CA comes before its issuer.
-        for ca in reversed(cas):
-            if ca.trust[0] != name:
-                continue
-            part = outcomes[ca.name].list_part
-            if part is not None:
-                parts.append(part)
-            if part is None or outcomes[ca.name].blocked_by is not None:
-                is_complete = False
+    for name in in_list_order(node, cas):
+        part = outcomes[name].list_part
+        if part is not None:
+            parts.append(part)
+        if part is None or outcomes[name].blocked_by is not None:
+            is_complete = False
 
     # Other CAs lose their part, if they have one.
     for ca in cas:
         part = outcomes[ca.name].list_part
-        if ca.trust[0] not in trust and part is not None:
+        if ca.trust[0] not in node.trust and part is not None:
             parts.append(part._replace(pem=b""))
     return bundle_of("crl.pem", parts, is_complete)
+
+
+def in_list_order(node: Entry, cas: Sequence[Entry]) -> list[str]:
+    """Return the CAs below a node's anchors, from the bottom up.
+
+    The CAs above the node come first, since some programs read only the first list.
+    """
+    names = []
+    issuer = node.issuer
+    for ca in reversed(cas):
+        if ca.name == issuer:
+            issuer = ca.issuer
+            if ca.trust[0] in node.trust:
+                names.append(ca.name)
+    own = set(names)
+    for anchor in node.trust:
+        for ca in reversed(cas):
+            if ca.trust[0] == anchor and ca.name not in own:
+                names.append(ca.name)
+    return names
 
 
 def bundle_of(file_name: str, parts: Sequence[Part], is_complete: bool) -> Bundle:
@@ -1620,12 +1641,15 @@ def update_of(bundle: Bundle, path: str) -> Update:
 
     pem = b""
     left = {part.name: part.pem for part in bundle.parts}
+    by_subject: dict[x509.Name, list[Part]] = {}
+    for part in bundle.parts:
+        by_subject.setdefault(part.certificate.subject, []).append(part)
     for each in there:
-        part = part_of(bundle, each)
-        if part is None:
+        source = part_of(by_subject, each)
+        if source is None:
             pem += to_pem(each)
         else:
-            pem += left.pop(part.name, b"")
+            pem += left.pop(source.name, b"")
     new = tuple(name for name in left if left[name])
     if bundle.is_complete:
         return Update(bundle.pem, new)
@@ -1642,14 +1666,17 @@ def parts_there(bundle: Bundle, path: str) -> Sequence[x509.Certificate | Revoca
         return ()
 
 
-def part_of(bundle: Bundle, each: x509.Certificate | RevocationList) -> Part | None:
+def part_of(
+    by_subject: Mapping[x509.Name, Sequence[Part]], each: x509.Certificate | RevocationList
+) -> Part | None:
     """Return the part whose CA a certificate or a list came from; None if there is none."""
-    for part in bundle.parts:
-        ca = part.certificate
-        if isinstance(each, x509.Certificate):
-            if each.subject == ca.subject and each.public_key() == ca.public_key():
+    if isinstance(each, x509.Certificate):
+        for part in by_subject.get(each.subject, ()):
+            if each.public_key() == part.certificate.public_key():
                 return part
-        elif is_signed_by(each, ca):
+        return None
+    for part in by_subject.get(each.issuer, ()):
+        if is_signed_by(each, part.certificate):
             return part
     return None
 
@@ -1968,9 +1995,7 @@ def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
     """Return the revocation lists in a file; None if it is damaged."""
     blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
     try:
-        lists = [x509.load_pem_x509_crl(block) for block in blocks]
-        for crl in lists:
-            _ = crl.extensions
+        lists = [load_list(block) for block in blocks]
     except INVALID:
         return None
     # A file that was cut short has a beginning without an end.
@@ -1979,9 +2004,20 @@ def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
     return tuple(lists)
 
 
+# Cached, as the files of a fleet's nodes hold the same lists.
+@cache
+def load_list(pem: bytes) -> RevocationList:
+    """Return a revocation list. Raises one of INVALID."""
+    crl = x509.load_pem_x509_crl(pem)
+    # cryptography parses these at their first use. Use them, to find damage here.
+    _ = crl.extensions
+    return crl
+
+
 def read_copies(keys: str) -> tuple[ListFile, ...]:
-    """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
+    """Return the crl.pem of every folder, each without the lists of those before it."""
     copies: dict[bytes, ListFile] = {}
+    known: set[bytes] = set()
     # A dry run does not make the folder.
     if not os.path.exists(keys):
         return ()
@@ -1991,8 +2027,21 @@ def read_copies(keys: str) -> tuple[ListFile, ...]:
         with suppress(OSError):
             data = read_file(path)
             if data not in copies:
-                copies[data] = read_lists(path)
+                copies[data] = without_known(read_lists(path), known)
     return tuple(copies.values())
+
+
+def without_known(file: ListFile, known: set[bytes]) -> ListFile:
+    """Return a crl.pem without the lists that are known. The others become known."""
+    if file.lists is None:
+        return file
+    lists = []
+    for crl in file.lists:
+        digest = crl.fingerprint(hashes.SHA256())
+        if digest not in known:
+            known.add(digest)
+            lists.append(crl)
+    return ListFile(file.path, tuple(lists))
 
 
 class Disk:
@@ -2484,7 +2533,7 @@ def public_key_of(folder: Folder) -> object:
         try:
             return serialization.load_pem_public_key(read_file(path))
         except INVALID:
-            raise Fault(f"{path}: is damaged, or not what its name says") from None
+            raise Fault(f"{path}: is damaged, or is not what its name says") from None
     # match() compares these two with each other.
     if folder.certificate is not None:
         return folder.certificate.public_key()
@@ -2617,7 +2666,7 @@ def ask(variable: str, new: bool) -> bytes:
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
     except UnicodeDecodeError:
         # `from None`, as the text of that exception shows what was typed.
-        raise Fault(f"{variable}: what was typed is no text in this locale") from None
+        raise Fault(f"{variable}: what was typed is not text in this locale") from None
     except (OSError, EOFError):
         why = "is not set, and there is no terminal to ask on"
         raise Fault(f"{variable}: {why}") from None
@@ -2797,10 +2846,10 @@ def check_trust(entries: Mapping[str, Entry]) -> None:
             if anchor is None or not anchor.is_ca:
                 raise ConfigurationError(f"{where}: there is no CA {name!r} under keys")
             if anchor.issuer is not None:
-                text = f"{name} is no trust anchor, as {anchor.issuer} signs it"
+                text = f"{name} is not a trust anchor: {anchor.issuer} signs it"
                 raise ConfigurationError(f"{where}: {text}")
             if entry.trust.count(name) > 1:
-                raise ConfigurationError(f"{where}: {name} stands twice")
+                raise ConfigurationError(f"{where}: {name} is given twice")
 
 
 def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
@@ -3758,7 +3807,7 @@ def sign_timeout(environment: Mapping[str, str]) -> int:
     """Return how many seconds a program that signs may take. Raises ConfigurationError."""
     text = environment.get("SROS_SIGN_TIMEOUT", "60")
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise ConfigurationError(f"SROS_SIGN_TIMEOUT: {text!r} is no number of seconds")
+        raise ConfigurationError(f"SROS_SIGN_TIMEOUT: {text!r} is not a number of seconds")
     return int(text)
 
 

@@ -468,7 +468,8 @@ def test_a_line_of_64_kib_passes_and_a_longer_one_is_a_usage_error(
     result = client(server.port, made / "keys/client", message)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"connected\nread: [{message}]\n"
-    shown = f"[{message[:1000]}] and {len(message) - 1000} characters more"
+    more = len(message.encode()) - len(message[:1000].encode())
+    shown = f"[{message[:1000]}] and {more} bytes more"
     assert server.printed(f"accepted\nread: {shown}\nclosed\n")
     result = client(server.port, made / "keys/client", message + "a")
     assert (result.returncode, result.stdout) == (2, "") and "error: " in result.stderr
@@ -485,7 +486,7 @@ def test_a_longer_line_from_another_peer_is_an_error_and_never_closed(
         connection.sendall(b"a" * 65536 + end)
         assert server.complained(f"{SERVER.name}: error: ")
     assert client(server.port, made / "keys/client").stdout == ANSWERED
-    shown = f"[{'a' * 1000}] and 64535 characters more"
+    shown = f"[{'a' * 1000}] and 64535 bytes more"
     assert server.printed(f"accepted\nread: {shown}\n{SERVED}")
     assert len(errors(server.err.read_text(), SERVER)) == 1
 

@@ -1262,7 +1262,7 @@ def transcript(server: Server, start: int) -> list[str]:
 
 def quoted(line: str) -> str:
     """Return what stands in the frame of a line that was read."""
-    found = re.fullmatch(r"read: \[(.*)\]( and [0-9]+ characters more)?", line)
+    found = re.fullmatch(r"read: \[(.*)\]( and [0-9]+ bytes more)?", line)
     assert found, line[:200]
     return found[1]
 
@@ -1399,7 +1399,7 @@ def test_long_lines_of_clients_at_once_never_mix(
     wait_for(mirror, lambda: since(mirror.out, start).split(b"\n").count(b"closed") == 8)
     counts = Counter(printable(since(mirror.out, start)))
     escaped = "\\x1b" * (SHOWN - 1)
-    more = f"and {16001 - SHOWN} characters more"
+    more = f"and {16001 - SHOWN} bytes more"
     expected = {f"read: [{text[0]}{escaped}] {more}": 2 for text in said}
     assert counts == Counter({**expected, "accepted": 8, "closed": 8})
 
@@ -1425,7 +1425,7 @@ def test_a_hostile_request_line_of_http_is_answered_and_quoted(
     )
     (line,) = transcript(mirror, start)
     assert quoted(line).startswith("GET /")
-    assert line.endswith((" HTTP/1.1]", " characters more"))
+    assert line.endswith((" HTTP/1.1]", " bytes more"))
 
 
 def test_hostile_bytes_instead_of_tls_are_one_printable_line_on_both_sides(
