@@ -313,7 +313,8 @@ def walk(run: Run, report: Report) -> None:
     for number, entry in enumerate(run.entries, 1):
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            outcome = take_turn(run, entry, outcomes, trusted[entry.trust])
+            kin = (entry.issuer, entry.trust)
+            outcome = take_turn(run, entry, outcomes, trusted[kin])
         if run.as_json:
             line = json_line(run, entry.name, entry.issuer, entry.is_ca, outcome)
             outcome = outcome._replace(line=line)
@@ -1521,17 +1522,20 @@ def levels_of_cas_below(entries: Sequence[Entry], name: str) -> int:
 # --- 7. What nodes trust ---------------------------------------------------------------------
 
 
-def trusted_by_nodes(
-    run: Run, outcomes: Mapping[str, Outcome]
-) -> dict[tuple[str, ...], Trusted]:
-    """Return what nodes verify their peers by, one for all nodes with the same anchors."""
+# What nodes have in common that verify their peers alike: their issuer, and whom they trust.
+Kin = tuple[str | None, tuple[str, ...]]
+
+
+def trusted_by_nodes(run: Run, outcomes: Mapping[str, Outcome]) -> dict[Kin, Trusted]:
+    """Return what nodes verify their peers by, one for all nodes with the same CAs."""
     cas = [entry for entry in run.entries if entry.is_ca]
-    trusted: dict[tuple[str, ...], Trusted] = {}
+    trusted: dict[Kin, Trusted] = {}
     for entry in run.entries:
-        if not entry.is_ca and entry.trust not in trusted:
+        kin = (entry.issuer, entry.trust)
+        if not entry.is_ca and kin not in trusted:
             anchors = anchor_bundle(entry.trust, cas, outcomes)
-            lists = list_bundle(entry.trust, cas, outcomes)
-            trusted[entry.trust] = Trusted(anchors, lists)
+            lists = list_bundle(entry, cas, outcomes)
+            trusted[kin] = Trusted(anchors, lists)
     return trusted
 
 
@@ -1556,29 +1560,43 @@ def anchor_bundle(
     return bundle_of("ca.pem", parts, is_complete)
 
 
-def list_bundle(
-    trust: Sequence[str], cas: Sequence[Entry], outcomes: Mapping[str, Outcome]
-) -> Bundle:
-    """Return the parts of crl.pem: the lists of all CAs below the anchors."""
+def list_bundle(node: Entry, cas: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Bundle:
+    """Return the parts of a node's crl.pem: the lists of all CAs below its anchors."""
     parts = []
     is_complete = True
-    for name in trust:
-        # From the bottom up: a CA comes before its issuer.
-        for ca in reversed(cas):
-            if ca.trust[0] != name:
-                continue
-            part = outcomes[ca.name].list_part
-            if part is not None:
-                parts.append(part)
-            if part is None or outcomes[ca.name].blocked_by is not None:
-                is_complete = False
+    for name in in_list_order(node, cas):
+        part = outcomes[name].list_part
+        if part is not None:
+            parts.append(part)
+        if part is None or outcomes[name].blocked_by is not None:
+            is_complete = False
 
     # Other CAs lose their part, if they have one.
     for ca in cas:
         part = outcomes[ca.name].list_part
-        if ca.trust[0] not in trust and part is not None:
+        if ca.trust[0] not in node.trust and part is not None:
             parts.append(part._replace(pem=b""))
     return bundle_of("crl.pem", parts, is_complete)
+
+
+def in_list_order(node: Entry, cas: Sequence[Entry]) -> list[str]:
+    """Return the CAs below a node's anchors, from the bottom up.
+
+    The CAs above the node come first, since some programs read only the first list.
+    """
+    names = []
+    issuer = node.issuer
+    for ca in reversed(cas):
+        if ca.name == issuer:
+            issuer = ca.issuer
+            if ca.trust[0] in node.trust:
+                names.append(ca.name)
+    own = set(names)
+    for anchor in node.trust:
+        for ca in reversed(cas):
+            if ca.trust[0] == anchor and ca.name not in own:
+                names.append(ca.name)
+    return names
 
 
 def bundle_of(file_name: str, parts: Sequence[Part], is_complete: bool) -> Bundle:
@@ -1623,12 +1641,15 @@ def update_of(bundle: Bundle, path: str) -> Update:
 
     pem = b""
     left = {part.name: part.pem for part in bundle.parts}
+    by_subject: dict[x509.Name, list[Part]] = {}
+    for part in bundle.parts:
+        by_subject.setdefault(part.certificate.subject, []).append(part)
     for each in there:
-        part = part_of(bundle, each)
-        if part is None:
+        source = part_of(by_subject, each)
+        if source is None:
             pem += to_pem(each)
         else:
-            pem += left.pop(part.name, b"")
+            pem += left.pop(source.name, b"")
     new = tuple(name for name in left if left[name])
     if bundle.is_complete:
         return Update(bundle.pem, new)
@@ -1645,14 +1666,17 @@ def parts_there(bundle: Bundle, path: str) -> Sequence[x509.Certificate | Revoca
         return ()
 
 
-def part_of(bundle: Bundle, each: x509.Certificate | RevocationList) -> Part | None:
+def part_of(
+    by_subject: Mapping[x509.Name, Sequence[Part]], each: x509.Certificate | RevocationList
+) -> Part | None:
     """Return the part whose CA a certificate or a list came from; None if there is none."""
-    for part in bundle.parts:
-        ca = part.certificate
-        if isinstance(each, x509.Certificate):
-            if each.subject == ca.subject and each.public_key() == ca.public_key():
+    if isinstance(each, x509.Certificate):
+        for part in by_subject.get(each.subject, ()):
+            if each.public_key() == part.certificate.public_key():
                 return part
-        elif is_signed_by(each, ca):
+        return None
+    for part in by_subject.get(each.issuer, ()):
+        if is_signed_by(each, part.certificate):
             return part
     return None
 
@@ -1971,9 +1995,7 @@ def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
     """Return the revocation lists in a file; None if it is damaged."""
     blocks = re.findall(b"-+BEGIN[^-]+-+[^-]+-+END[^-]+-+", data)
     try:
-        lists = [x509.load_pem_x509_crl(block) for block in blocks]
-        for crl in lists:
-            _ = crl.extensions
+        lists = [load_list(block) for block in blocks]
     except INVALID:
         return None
     # A file that was cut short has a beginning without an end.
@@ -1982,9 +2004,20 @@ def lists_in(data: bytes) -> tuple[RevocationList, ...] | None:
     return tuple(lists)
 
 
+# Cached, as the files of a fleet's nodes hold the same lists.
+@cache
+def load_list(pem: bytes) -> RevocationList:
+    """Return a revocation list. Raises one of INVALID."""
+    crl = x509.load_pem_x509_crl(pem)
+    # cryptography parses these at their first use. Use them, to find damage here.
+    _ = crl.extensions
+    return crl
+
+
 def read_copies(keys: str) -> tuple[ListFile, ...]:
-    """Return the crl.pem of every folder. Equal ones, as most nodes have, are parsed once."""
+    """Return the crl.pem of every folder, each without the lists of those before it."""
     copies: dict[bytes, ListFile] = {}
+    known: set[bytes] = set()
     # A dry run does not make the folder.
     if not os.path.exists(keys):
         return ()
@@ -1994,8 +2027,21 @@ def read_copies(keys: str) -> tuple[ListFile, ...]:
         with suppress(OSError):
             data = read_file(path)
             if data not in copies:
-                copies[data] = read_lists(path)
+                copies[data] = without_known(read_lists(path), known)
     return tuple(copies.values())
+
+
+def without_known(file: ListFile, known: set[bytes]) -> ListFile:
+    """Return a crl.pem without the lists that are known. The others become known."""
+    if file.lists is None:
+        return file
+    lists = []
+    for crl in file.lists:
+        digest = crl.fingerprint(hashes.SHA256())
+        if digest not in known:
+            known.add(digest)
+            lists.append(crl)
+    return ListFile(file.path, tuple(lists))
 
 
 class Disk:
@@ -2487,7 +2533,7 @@ def public_key_of(folder: Folder) -> object:
         try:
             return serialization.load_pem_public_key(read_file(path))
         except INVALID:
-            raise Fault(f"{path}: is damaged, or not what its name says") from None
+            raise Fault(f"{path}: is damaged, or is not what its name says") from None
     # match() compares these two with each other.
     if folder.certificate is not None:
         return folder.certificate.public_key()
@@ -2620,7 +2666,7 @@ def ask(variable: str, new: bool) -> bytes:
             again = getpass.getpass(f"Verifying - enter it again ({variable}): ")
     except UnicodeDecodeError:
         # `from None`, as the text of that exception shows what was typed.
-        raise Fault(f"{variable}: what was typed is no text in this locale") from None
+        raise Fault(f"{variable}: what was typed is not text in this locale") from None
     except (OSError, EOFError):
         why = "is not set, and there is no terminal to ask on"
         raise Fault(f"{variable}: {why}") from None
@@ -2800,10 +2846,10 @@ def check_trust(entries: Mapping[str, Entry]) -> None:
             if anchor is None or not anchor.is_ca:
                 raise ConfigurationError(f"{where}: there is no CA {name!r} under keys")
             if anchor.issuer is not None:
-                text = f"{name} is no trust anchor, as {anchor.issuer} signs it"
+                text = f"{name} is not a trust anchor: {anchor.issuer} signs it"
                 raise ConfigurationError(f"{where}: {text}")
             if entry.trust.count(name) > 1:
-                raise ConfigurationError(f"{where}: {name} stands twice")
+                raise ConfigurationError(f"{where}: {name} is given twice")
 
 
 def with_trust(ordered: Sequence[Entry]) -> list[Entry]:
@@ -3761,7 +3807,7 @@ def sign_timeout(environment: Mapping[str, str]) -> int:
     """Return how many seconds a program that signs may take. Raises ConfigurationError."""
     text = environment.get("SROS_SIGN_TIMEOUT", "60")
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise ConfigurationError(f"SROS_SIGN_TIMEOUT: {text!r} is no number of seconds")
+        raise ConfigurationError(f"SROS_SIGN_TIMEOUT: {text!r} is not a number of seconds")
     return int(text)
 
 

@@ -48,6 +48,7 @@ from running import (
     refused,
     run,
     started,
+    states,
     warned,
 )
 
@@ -952,6 +953,19 @@ def test_nodes_of_a_master_that_was_replaced_are_errors(copy: Path) -> None:
     faults(result, "keys/server/cert.pem", "keys/client/cert.pem")
     assert "new to the nodes: master: copy crl.pem" in result.stderr
     drop(copy / "keys", "server", "client")
+    fine(generate(copy))
+
+
+def test_nodes_go_on_below_a_ca_that_can_only_not_write_one_of_its_files(copy: Path) -> None:
+    in_the_way = copy / "keys/master/ca.pem"
+    in_the_way.unlink()
+    in_the_way.mkdir()
+
+    result = generate(copy)
+    refused(result, "keys/master/ca.pem")
+    assert states(result) == {"root": "kept", "server": "kept", "client": "kept"}
+
+    in_the_way.rmdir()
     fine(generate(copy))
 
 

@@ -24,13 +24,14 @@ import test_zenoh
 from exchanges import Server
 from needs import PACKAGES, needs, needs_mldsa, needs_those_of
 from programs import answers, follow, free_port, plain, running
-from running import DEADLINE, PHRASES, ROOT, Terminal, environment, run
+from running import DEADLINE, PHRASES, ROOT, Terminal, environment, openssl, run
 
 README = pages.README
 SECTIONS = pages.sections(README)
 CURL, NGINX, OPENSSL = (f"tests/recipes/{name}.md" for name in ("curl", "nginx", "openssl"))
 SERVICE = "tests/stories/outgrowing-one-machine.md"
 DECADE = "tests/stories/a-fleets-decade.md"
+YEAR = "tests/stories/a-fleets-year.md"
 # Told as one session at one shell, and run as that.
 STORIES = {
     "the README's Day to day": SECTIONS["Day to day"],
@@ -40,6 +41,7 @@ STORIES = {
         if path.startswith("tests/stories/") and path != SERVICE
     },
 }
+COMPARISON = "tests/comparison.md"
 SHA256 = r"\b[0-9a-f]{64}\b"
 MOST_WORDS = 3500  # of the README, as wc counts them
 
@@ -316,6 +318,53 @@ def test_a_story_goes_as_it_is_told(
     folder = tmp_path / "story"
     shutil.copytree(fresh[0], folder, symlinks=True)
     follow(folder, STORIES[title])
+
+
+@pytest.mark.slow
+def test_stories_told_in_one_folder_keep_each_others_keys(
+    fresh: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "stories"
+    shutil.copytree(fresh[0], folder, symlinks=True)
+    for title in ("the README's Day to day", YEAR, DECADE):
+        follow(folder, STORIES[title])
+    for key, certificate in (
+        ("stick", "keys/root"),
+        ("fleet-stick", "fleet/root"),
+        ("decade/root2", "decade/root2"),
+    ):
+        words = ("-in", folder / key / "key.pem", "-passin", "pass:root", "-pubout")
+        public = openssl("x509", "-in", folder / certificate / "cert.pem", "-noout", "-pubkey")
+        assert openssl("pkey", *words) == public
+
+
+def folders_made(text: str) -> set[str]:
+    """Return the folders that a page's commands make, but for those in a folder of keys."""
+    commands = "".join(content for kind, content in pages.blocks(text) if kind == "sh")
+    made = re.findall(r"\bmkdir (?:-m \d+ |-p )*([\w./ -]+?)(?= &&|$)", commands, re.MULTILINE)
+    return {name for names in made for name in names.split() if not name.startswith("keys/")}
+
+
+def test_no_two_pages_make_the_same_folder() -> None:
+    pages_of: dict[str, list[str]] = {}
+    for path, text in pages.PAGES.items():
+        for name in folders_made(text):
+            pages_of.setdefault(name, []).append(path)
+    assert pages_of["stick"] == [README] and pages_of["fleet-stick"] == [YEAR]
+    assert [paths for paths in pages_of.values() if len(paths) > 1] == []
+
+
+def test_the_comparison_counts_the_programs_of_the_readme() -> None:
+    rows = re.findall(r"^\| \[", SECTIONS["Other programs"], re.MULTILINE)
+    (count,) = re.findall(r"recipes for (\d+) programs", pages.PAGES[COMPARISON])
+    assert len(rows) == int(count)
+
+
+def test_every_test_module_has_a_theme() -> None:
+    named = re.findall(
+        r"`(test_\w+\.py)`", pages.PAGES["tests/changing.md"].split("| theme")[1]
+    )
+    assert sorted(named) == sorted(path.name for path in ROOT.glob("tests/test_*.py"))
 
 
 def test_the_decade_leads_to_post_quantum_cas_in_the_same_way(

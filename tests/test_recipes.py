@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pages
 import pytest
@@ -150,7 +150,14 @@ def seconds(text: str) -> int:
     return int(time.replace(tzinfo=timezone.utc).timestamp())
 
 
+def late(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a node like another, whose certificate is due on its first day."""
+    return {**node, "validity": {"notBefore": "-20d", "notAfter": "5d"}}
+
+
 def test_the_text_file_for_prometheus_says_what_openssl_says(shop: Path) -> None:
+    edit(shop, lambda keys: keys["nodes"].update(late=late(keys["nodes"]["client"])))
+    fine(generate(shop))
     (shop / "keys/client/key.pem").write_text("damaged")
     pasted(shop, block(MONITORING, "cat >metrics"))
     text = (shop / "textfile/sros.prom").read_text()
@@ -158,15 +165,16 @@ def test_the_text_file_for_prometheus_says_what_openssl_says(shop: Path) -> None
     line = r'[a-z_]+(\{name="[\w.-]+"\})? \d+|# TYPE [a-z_]+ gauge'
     assert all(re.fullmatch(line, each) for each in text.splitlines())
     values = dict(each.rsplit(" ", 1) for each in text.splitlines() if each[0] != "#")
-    assert abs(int(values["sros_last_run_seconds"]) - time.time()) < 100
-    for name in ("root", "master", "server", "client"):
+    assert abs(int(values["sros_metrics_written_seconds"]) - time.time()) < 100
+    for name in ("root", "master", "server", "client", "late"):
         ends = openssl("x509", "-in", shop / f"keys/{name}/cert.pem", "-noout", "-enddate")
         assert values[f'sros_certificate_end_seconds{{name="{name}"}}'] == str(seconds(ends))
         assert values[f'sros_errors{{name="{name}"}}'] == str(int(name == "client"))
+        assert values[f'sros_certificate_due{{name="{name}"}}'] == str(int(name == "late"))
     for name in ("root", "master"):
         ends = openssl("crl", "-in", shop / f"keys/{name}/crl.pem", "-noout", "-nextupdate")
         assert values[f'sros_list_end_seconds{{name="{name}"}}'] == str(seconds(ends))
-    assert len(values) == 11
+    assert len(values) == 18
     assert os.listdir(shop / "textfile") == ["sros.prom"]
 
 
