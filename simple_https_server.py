@@ -59,11 +59,14 @@ MIN_THREADS = 8  # kept, even while there are fewer clients
 TIMEOUT = 5  # seconds for the first byte, for the handshake, and for the client to close
 IDLE_TIMEOUT = 60  # seconds for a line to arrive, and for the client to take its answer
 PAUSE = 0.5  # seconds before another try to accept, and for last answers at the end
-MAX_BLANK = 16  # bytes of blank lines before an HTTP request; what is more is echoed
 
 # The request line of HTTP/1 (RFC 9112, section 3), and malformed ones (answered with 400).
 HTTP_REQUEST = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[0-9]")
 HTTP_LOOKALIKE = re.compile(rb"(?i)\s*[a-z-]+\s+([/*]|https?:).*HTTP/[0-9.]+\s*")
+
+# A few blank lines, and the line after them. To look past all, at each one, would be slow.
+AFTER_BLANKS = re.compile(rb"[\r\n]{0,16}([^\n]*)")
+
 HTTP_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 HTTP_ERROR = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -692,10 +695,8 @@ def describe_line(text: bytes) -> str:
 
 def begins_with_http(unread: bytes) -> bool:
     """Tell whether an HTTP request follows, after a few more blank lines at most."""
-    # To skip any number of them, again for each of them, would take too long.
-    begin = unread[:MAX_BLANK].lstrip(b"\r\n") + unread[MAX_BLANK:]
-    line, _, _ = begin.partition(b"\n")
-    return answer_to_http(line.removesuffix(b"\r")) != b""
+    found: Any = AFTER_BLANKS.match(unread)
+    return answer_to_http(found[1].removesuffix(b"\r")) != b""
 
 
 def answer_to_http(line: bytes) -> bytes:
