@@ -201,7 +201,7 @@ def reload_keys(wanted: Event, shared: Shared, folder: Path, pass_phrase: bytes)
 
 
 def wait_for_end(reload_wanted: Event) -> int:
-    """Wait for SIGINT or SIGTERM, and want a reload on SIGHUP. Return the exit status."""
+    """Wait for SIGINT or SIGTERM. Return the exit status. SIGHUP wakes reload_keys."""
     signals = [signal.SIGHUP, signal.SIGTERM]
     # A shell's background job ignores Ctrl-C, and still does.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
