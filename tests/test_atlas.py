@@ -613,7 +613,7 @@ def seen(stderr: str, script: Path) -> Seen:
     """Return what a refused script saw. With -v, it shows the session after its handshake."""
     # Before that, it may warn of its own expired issuer.
     stderr = re.sub(rf"^{script.name}: warning: .*our own CA's.*\n", "", stderr)
-    match = re.fullmatch(rf"([^\n]*'TLSv1\.3'.*\n)?{script.name}: error: (.*)\n", stderr)
+    match = re.fullmatch(rf"([^\n]*TLSv1\.3, TLS_.*\n)?{script.name}: error: (.*)\n", stderr)
     assert match, stderr
     return Seen(alert(match[2]), FIRST_READ if match[1] else HANDSHAKE)
 
