@@ -495,11 +495,14 @@ def say(text: str, stream: TextIO | None) -> None:
 def escape(text: str) -> str:
     """Return a text with codes, such as \\x1b, for what is not printable.
 
-    A byte that is not UTF-8, such as FF, becomes \\udcff. A backslash is doubled. In a text
-    without such codes, it is not: what a peer has typed may look like a code.
+    A backslash of the text is doubled beside them. In a text without codes, it is not: what a
+    peer has typed may look like a code.
     """
-    # repr does so, and is fast. Leave out its quotation marks.
-    return repr(text)[1:-1]
+    # repr does so, and is fast. Split what is between its quotation marks at the text's own
+    # backslashes.
+    parts = repr(text)[1:-1].split("\\\\")
+    # A byte that is not UTF-8 was decoded as a surrogate, such as FF as U+DCFF.
+    return "\\\\".join(part.replace("\\udc", "\\x") for part in parts)
 
 
 if __name__ == "__main__":

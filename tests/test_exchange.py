@@ -796,7 +796,7 @@ def test_a_hostile_message_is_escaped_and_forges_no_line(
         (rb"C:\x1b", r"C:\x1b"),
         (b"C:\\x1b \x1b", r"C:\\x1b \x1b"),
         (b"\\udc41 \x1b", r"\\udc41 \x1b"),
-        (b"\\udcff \xff", r"\\udcff \udcff"),
+        (b"\\udcff \xff", r"\\udcff \xff"),
     ],
 )
 def test_a_backslash_is_no_code_beside_one(
