@@ -46,14 +46,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Full, Queue, SimpleQueue
 from threading import Event, Lock, Thread, active_count
 from types import FrameType
 from typing import Any, TextIO
 
 MAX_LINE = 65536  # bytes, with the newline
 MAX_SHOWN = 1000  # characters of a line that are printed
-MAX_UNPRINTED = 10000  # lines that wait to be printed; further ones are lost
+MAX_UNPRINTED = 10000  # lines that wait to be printed
+PATIENCE = 1  # seconds that a further line waits for its turn, before it is lost
 MAX_CONNECTIONS = 2000  # clients served at once; further ones wait in the system's queue
 MIN_THREADS = 8  # kept, even while there are fewer clients
 TIMEOUT = 5  # seconds for the first byte, for the handshake, and for the client to close
@@ -732,23 +733,23 @@ def close_politely(connection: ssl.SSLSocket) -> None:
 
 
 class Log:
-    """Prints lines in a thread of its own, so that slow output never holds up a client."""
+    """Prints lines in a thread of its own, so that stalled output holds up no client."""
 
     def __init__(self) -> None:
-        self.lines: SimpleQueue[tuple[str, TextIO | None] | None] = SimpleQueue()
-        self.lock = Lock()  # guards the number of lines
+        self.lines: Queue[tuple[str, TextIO | None] | None] = Queue(MAX_UNPRINTED)
+        self.loses_lines = Event()
         self.thread = Thread(target=self.work, daemon=True)
         self.thread.start()
 
     def put(self, text: str, stream: TextIO | None) -> None:
-        """Have a line printed."""
-        with self.lock:
-            waiting = self.lines.qsize()
-            if waiting < MAX_UNPRINTED:
-                self.lines.put((text, stream))
-            elif waiting == MAX_UNPRINTED:
-                problem = "lines are lost: they are not read in time"
-                self.lines.put((f"simple_https_server.py: error: {problem}", sys.stderr))
+        """Have a line printed. If that is not possible for a while, the line is lost."""
+        patience = PATIENCE
+        if self.loses_lines.is_set():
+            patience = 0
+        try:
+            self.lines.put((text, stream), timeout=patience)
+        except Full:
+            self.loses_lines.set()
 
     def put_error(self, what: str, error: Exception) -> None:
         """Have an error line printed."""
@@ -765,10 +766,14 @@ class Log:
                 if not complained:
                     complain("cannot print", error)
                 complained = True
+            if self.loses_lines.is_set():
+                self.loses_lines.clear()
+                complain("lines are lost", TimeoutError("they are not read in time"))
 
     def finish(self) -> None:
         """Wait until all lines are printed, or for a moment if they can't be."""
-        self.lines.put(None)
+        with suppress(Full):
+            self.lines.put(None, timeout=PAUSE)
         self.thread.join(PAUSE)
 
 

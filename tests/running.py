@@ -103,7 +103,12 @@ def later(
     folder: Path, when: str, *arguments: str, env: dict[str, str] | None = PHRASES
 ) -> Result:
     """Run the script in a folder at another time, such as +2 days."""
-    return run("faketime", when, sys.executable, GENERATE, *arguments, cwd=folder, env=env)
+    command: list[str | Path] = ["faketime", when, sys.executable, GENERATE, *arguments]
+    result = run(*command, cwd=folder, env=env)
+    # A killed faketime leaves a semaphore behind, which a later one of its process ID finds.
+    while "faketime: sem_open: File exists" in result.stderr:
+        result = run(*command, cwd=folder, env=env)
+    return result
 
 
 # --- In this process -------------------------------------------------------------------------

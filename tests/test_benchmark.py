@@ -63,8 +63,8 @@ def test_every_figure_has_a_peer_and_the_picture_is_well_formed(tmp_path: Path) 
         ),
         (
             "simple_key_generation.py",
-            'files["crl.pem"] = crl_pem',
-            'files["crl.pem"] = b""',
+            "bundles.append(trusted.lists)",
+            "pass",
             "issuing",
         ),
         ("simple_https_server.py", 'line = b"hello\\n"', 'line = b"hallo\\n"', "exchange"),

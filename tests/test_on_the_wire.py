@@ -18,11 +18,9 @@ import threading
 import time
 import timeit
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from threading import Event
 
 import pytest
 from certificates import CA, authority, certificate, certify, pem
@@ -856,24 +854,39 @@ def test_many_blank_lines_cost_no_more_than_a_few() -> None:
     assert seconds(b"\n" * 16384) < 8 * seconds(b"\n" * 16)
 
 
-def test_lines_are_never_lost_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(SimpleQueue[Any]):
-        def qsize(self) -> int:
-            size = super().qsize()
-            # Other threads go on here, as they may at any time.
-            select.select([], [], [], 0.001)
-            return size
+def printed_by_a_small_log(
+    monkeypatch: pytest.MonkeyPatch, lines: int, reader: Event
+) -> list[str]:
+    """Have lines printed that a reader reads once it is set, and return what was printed."""
+    printed: list[str] = []
+
+    def say(text: str, _stream: object) -> None:
+        reader.wait(DEADLINE)
+        printed.append(text)
 
     monkeypatch.setattr(simple_https_server, "MAX_UNPRINTED", 20)
-    monkeypatch.setattr(simple_https_server.Log, "work", lambda _: None)
+    monkeypatch.setattr(simple_https_server, "say", say)
     log = simple_https_server.Log()
-    log.lines = Slow()
-    with ThreadPoolExecutor(8) as pool:
-        for number in range(50):
-            pool.submit(log.put, f"line {number}", None)
-    lines = [log.lines.get() for _ in range(log.lines.qsize())]
-    assert len(lines) == 21
-    assert lines[-1] is not None and "lines are lost" in lines[-1][0]
+    for number in range(lines):
+        log.put(f"line {number}", None)
+    reader.set()
+    log.finish()
+    return printed
+
+
+def test_lines_are_never_lost_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simple_https_server, "PATIENCE", 0.01)
+    printed = printed_by_a_small_log(monkeypatch, 50, Event())
+    assert len(printed) < 50
+    assert printed[0] == "line 0"
+    assert [line for line in printed if "error: lines are lost" in line] == [printed[1]]
+
+
+def test_lines_of_a_reader_that_keeps_up_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Event()
+    reader.set()
+    printed = printed_by_a_small_log(monkeypatch, 1000, reader)
+    assert printed == [f"line {number}" for number in range(1000)]
 
 
 def vector(size: int, content: bytes) -> bytes:

@@ -68,7 +68,7 @@ SERVERS = {
     ),
     "Caddy": Serving(
         ("Caddyfile.server",),
-        r"HTTP/1.1 400 Bad Request\r",
+        "HTTP/1.1 400 Bad Request",
         "x509: certificate signed by unknown authority",
         {"Caddyfile.server": "require_and_verify"},
     ),
