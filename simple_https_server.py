@@ -60,6 +60,7 @@ MIN_THREADS = 8  # kept, even while there are fewer clients
 TIMEOUT = 5  # seconds for the first byte, for the handshake, and for the client to close
 IDLE_TIMEOUT = 60  # seconds for a line to arrive, and for the client to take its answer
 PAUSE = 0.5  # seconds before another try to accept, and for last answers at the end
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 # The request line of HTTP/1 (RFC 9112, section 3), and malformed ones (answered with 400).
 HTTP_REQUEST = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[0-9]")
@@ -104,7 +105,7 @@ def main() -> int:
         listeners = listen(options.host, options.port)
 
         # All threads inherit this mask, so signals are left to wait_for_end.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         shared = Shared(context, options.verbose)
         reload_wanted = Event()
         start_thread(reload_keys, reload_wanted, shared, options.keys, pass_phrase)
