@@ -17,7 +17,7 @@ CHATTER = (
 )
 
 
-def open_session(name):
+def open_session(name: str) -> zenoh.Session:
     """Open a session as NAME.json5 says, with the key of NAME decrypted in memory."""
     config = zenoh.Config.from_file(f"{name}.json5")
 
@@ -34,7 +34,7 @@ def open_session(name):
     return zenoh.open(config)
 
 
-def talk(session):
+def talk(session: zenoh.Session) -> None:
     """Publish each line of standard input."""
     publisher = session.declare_publisher(CHATTER)
     for line in sys.stdin:
@@ -42,7 +42,7 @@ def talk(session):
         print(f"said: [{line.strip()}]", flush=True)
 
 
-def listen(session):
+def listen(session: zenoh.Session) -> None:
     """Print what is published, until Ctrl-C."""
     subscriber = session.declare_subscriber(CHATTER)
     print("listening", flush=True)
@@ -50,7 +50,7 @@ def listen(session):
         print(f"heard: [{sample.payload.to_string()}]", flush=True)
 
 
-def main():
+def main() -> None:
     """Run the node that is named on the command line."""
     name = sys.argv[1]
     signal.signal(signal.SIGINT, signal.SIG_DFL)
