@@ -796,7 +796,7 @@ def test_an_intruder_is_refused_and_told_so_and_its_twin_is_let_in(
 
 
 @pytest.mark.parametrize("intruder", TOO_WEAK, ids=name_of)
-def test_what_is_too_weak_is_refused_where_openssl_is_configured_to_admit_it(
+def test_weak_peers_are_refused_even_where_openssl_is_configured_to_accept_them(
     doors: Doors, monkeypatch: pytest.MonkeyPatch, intruder: Intruder
 ) -> None:
     system = Path(
@@ -808,7 +808,7 @@ def test_what_is_too_weak_is_refused_where_openssl_is_configured_to_admit_it(
 
 
 @pytest.mark.parametrize("machine", ["", "store"])
-def test_a_server_that_refused_them_all_lets_in_the_next_one(
+def test_a_server_that_refused_every_intruder_still_accepts_a_good_client(
     doors: Doors, machine: str
 ) -> None:
     visit = TALKER._replace(machine=machine)
@@ -855,7 +855,7 @@ def table(rows: Mapping[str, str], moments: Mapping[str, str]) -> str:
     return "\n".join([f"{head} the refusal reaches |", "|---|---|---|---|", *lines])
 
 
-def test_the_atlas_is_what_happened(doors: Doors) -> None:
+def test_the_atlas_shows_what_happened(doors: Doors) -> None:
     text = atlas(doors)
     match = re.search(
         r"^<!-- atlas -->\n(.*)^<!-- end of atlas -->$", PAGE.read_text(), re.S | re.M

@@ -313,9 +313,7 @@ def test_merges_anchors_names_and_unset_fields_in_any_order(accept: Accept) -> N
 
 
 @cases([Twins(MERGES + ANCHORS, ANCHORS + MERGES, "", "alias.*line 4")])
-def test_an_anchor_that_is_used_before_it_stands_is_refused(
-    compare: Compare, case: Twins
-) -> None:
+def test_a_yaml_alias_before_its_anchor_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -386,7 +384,7 @@ def test_relative_validity_counts_from_now(tmp_path: Path) -> None:
         assert begins_and_ends(tmp_path / "keys" / name) == times, name
 
 
-def test_a_list_lives_as_long_as_its_ca_unless_it_says_otherwise(accept: Accept) -> None:
+def test_a_list_ends_with_its_ca_unless_next_update_is_set(accept: Accept) -> None:
     roots = {
         "long": "{notAfter: 2040-01-02}",
         "short": "{notAfter: 2040-01-02, nextUpdate: 30d}",
@@ -865,7 +863,9 @@ def test_a_name_outside_of_its_cas_constraints_is_an_error_and_is_not_written(
 # --- Many ------------------------------------------------------------------------------------
 
 
-def test_a_fleet_of_fifty_is_a_line_each_and_the_output_counts(accept: Accept) -> None:
+def test_fifty_nodes_take_one_line_of_yaml_each_and_the_output_counts_them(
+    accept: Accept,
+) -> None:
     text = small().replace("    node:\n", "    node: &node\n").replace("DNS:node", "DNS:$name")
     fleet = [f"robot-{number}" for number in range(1, 50)]
     folder = accept(text + "".join(f"    {name}: {{<<: *node}}\n" for name in fleet))
@@ -879,7 +879,7 @@ def test_a_fleet_of_fifty_is_a_line_each_and_the_output_counts(accept: Accept) -
     assert len(list((folder / "keys").glob("*/cert.pem"))) == 52
 
 
-def test_a_further_entry_is_all_that_the_next_run_makes(copy: Path) -> None:
+def test_the_next_run_makes_only_the_new_entry(copy: Path) -> None:
     kept = {path: path.read_bytes() for path in copy.glob("keys/*/*.pem")}
     uncomment(copy, "client2")
     result = generate(copy)
@@ -972,7 +972,7 @@ WHOLE: list[tuple[str | bytes, str]] = [
 
 
 @cases([Twins(text, small(), "", reason) for text, reason in WHOLE])
-def test_what_is_no_mapping_in_yaml_is_refused(compare: Compare, case: Twins) -> None:
+def test_yaml_that_is_not_a_mapping_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
 
 
@@ -1025,7 +1025,7 @@ KEY = f"{ROOT}/key"
         ),
     ]
 )
-def test_what_nobody_writes_by_hand_is_one_line_at_once(compare: Compare, case: Twins) -> None:
+def test_absurd_yaml_gives_one_error_line_at_once(compare: Compare, case: Twins) -> None:
     before = time.process_time()
     compare(case)
     assert time.process_time() - before < 3
@@ -1263,7 +1263,7 @@ def test_a_bad_cipher_or_passphrase_is_refused(compare: Compare, case: Twins) ->
         ],
     ],
 )
-def test_an_issuer_that_is_no_ca_or_leads_in_a_circle_is_refused(
+def test_an_issuer_that_is_not_a_ca_or_leads_in_a_circle_is_refused(
     compare: Compare, case: Twins
 ) -> None:
     compare(case)
@@ -1446,7 +1446,7 @@ BAD_NAMES = [
         for bad in [name[: -len(name.strip())] + bad for bad in bads]
     ],
 )
-def test_a_name_that_is_no_folder_is_refused(compare: Compare, case: Twins) -> None:
+def test_a_name_that_cannot_be_a_folder_is_refused(compare: Compare, case: Twins) -> None:
     compare(case)
     assert not os.path.lexists(OUTSIDE)
 
@@ -1466,7 +1466,7 @@ def test_a_name_under_keys_and_under_nodes_is_refused(compare: Compare, case: Tw
     compare(case)
 
 
-def test_a_name_that_is_a_folder_is_accepted(accept: Accept) -> None:
+def test_a_name_that_can_be_a_folder_is_accepted(accept: Accept) -> None:
     names = ["a", "-a", "_", "A.b-c_9", '"5"', "'no'", "nodes", L63]
     nodes = [another(NODE, name) for name in names]
     folder = accept(written(SMALL | {k: v for each in nodes for k, v in each.items()}))

@@ -448,7 +448,7 @@ def test_ctrl_c_ends_a_waiting_client_quietly(made: Path) -> None:
     assert user.seen.replace("^C", "").strip() == ""
 
 
-def test_an_unencrypted_key_asks_nothing(copy: Path) -> None:
+def test_an_unencrypted_key_needs_no_prompt(copy: Path) -> None:
     remake(copy, "server", cipher=None, passphrase=None)
     remake(copy, "client", cipher=None, passphrase=None)
     server = Terminal(*command(SERVER, copy / "keys/server", "--port", "0"))
@@ -516,7 +516,9 @@ def test_a_longer_line_from_another_peer_is_an_error_and_never_closed(
     assert len(errors(server.err.read_text(), SERVER)) == 1
 
 
-def test_thirty_clients_at_once_get_each_its_own_answer(made: Path, serve: Serve) -> None:
+def test_thirty_simultaneous_clients_each_get_their_own_answer(
+    made: Path, serve: Serve
+) -> None:
     server = serve("-k", str(made / "keys/server"))
     with ThreadPoolExecutor(30) as pool:
         results = list(
@@ -534,9 +536,7 @@ def test_thirty_clients_at_once_get_each_its_own_answer(made: Path, serve: Serve
     assert sorted(server.out.read_text().splitlines()) == expected_lines
 
 
-def test_those_who_are_connected_and_silent_do_not_stop_others(
-    made: Path, serve: Serve
-) -> None:
+def test_silent_clients_do_not_hold_up_others(made: Path, serve: Serve) -> None:
     server = serve("-k", str(made / "keys/server"))
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -568,9 +568,7 @@ def test_verbose_shows_the_session_and_the_peer_on_standard_error_only(
     )  # the subject's, and the subjectAltName's
 
 
-def test_both_scripts_need_nothing_but_themselves_and_python(
-    made: Path, tmp_path: Path, start: Start
-) -> None:
+def test_both_scripts_need_only_python(made: Path, tmp_path: Path, start: Start) -> None:
     alone = tmp_path / "alone"
     alone.mkdir()
     for script in (SERVER, CLIENT):
@@ -622,7 +620,7 @@ def certificate_in(text: str) -> x509.Certificate:
     return x509.load_pem_x509_certificate(match[0].encode())
 
 
-def test_sighup_presents_a_renewed_certificate_and_harms_no_one(
+def test_after_sighup_the_server_uses_the_renewed_certificate_and_open_connections_continue(
     copy: Path, serve: Serve
 ) -> None:
     keys = copy / "keys/client"
@@ -1145,7 +1143,9 @@ def test_a_list_whose_end_is_missing_lets_no_one_in(copy: Path, serve: Serve) ->
     assert client(server.port, keys).stdout == ANSWERED
 
 
-def test_an_unreadable_revocation_list_is_never_taken_for_none(copy: Path, side: str) -> None:
+def test_an_unreadable_revocation_list_is_not_treated_as_missing(
+    copy: Path, side: str
+) -> None:
     make_unreadable(copy / f"keys/{side}/crl.pem")
     failed(begin(side, copy / "keys" / side), SCRIPTS[side], re.escape(f"keys/{side}"))
 
@@ -1260,7 +1260,7 @@ def test_the_server_takes_no_message(made: Path) -> None:
 # --- Last, for they have been waiting since the first test -----------------------------------
 
 
-def test_a_server_that_hangs_ends_the_client_by_itself_with_a_line(
+def test_a_client_of_a_hanging_server_ends_with_an_error_line(
     waiting: list[subprocess.Popen[str]],
 ) -> None:
     for process in waiting:

@@ -649,7 +649,7 @@ MUCH_LIKE_OTHERS = [
 
 
 @pytest.mark.parametrize("what", seldom(WRONG, *MUCH_LIKE_OTHERS))
-def test_what_was_wrong_on_the_day_it_was_written_is_an_error_before_anything_is_written(
+def test_a_value_that_was_never_valid_is_an_error_before_anything_is_written(
     tmp_path: Path, what: str
 ) -> None:
     wrong = WRONG[what]
@@ -981,7 +981,7 @@ WARNINGS = {"as errors": {}, "shown": {"PYTHONWARNINGS": "default"}}
 
 @pytest.mark.parametrize("warnings", WARNINGS.values(), ids=WARNINGS)
 @pytest.mark.parametrize("number", [*SERIALS, "1"])
-def test_a_root_with_a_serial_number_that_is_not_positive_is_one_error(
+def test_a_root_whose_serial_number_is_not_positive_gives_one_error(
     plain: Path, number: str, warnings: dict[str, str]
 ) -> None:
     self_signed(plain, number)

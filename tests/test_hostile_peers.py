@@ -497,7 +497,7 @@ def test_an_attack_stops_no_good_client_and_leaves_nothing_behind(
     assert since(server.out, out).count(b"closed\n") >= exchanges
 
 
-def test_those_who_never_finish_their_handshake_are_ended_and_those_who_did_are_not(
+def test_only_connections_that_never_finish_their_handshake_are_closed(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
     server = tune("script.TIMEOUT = 1", "script.MIN_THREADS = 1")
@@ -573,7 +573,7 @@ def test_a_line_without_an_end_is_ended_and_lines_that_end_are_not(
     assert len(complaints(server)) == 1
 
 
-def test_past_the_limit_newcomers_wait_and_those_being_served_are_not_harmed(
+def test_above_the_limit_new_clients_wait_and_connected_ones_continue(
     tune: Tune, good: ssl.SSLContext
 ) -> None:
     limit = 12
@@ -1355,7 +1355,7 @@ def test_text_that_is_harmless_is_shown_as_it_stands(
     assert shown == [text[:SHOWN] for text in texts]
 
 
-def test_codes_are_shown_of_what_a_terminal_lacks(
+def test_characters_that_the_terminal_lacks_are_shown_as_codes(
     made: Path, mirror: Server, serve: Callable[..., Server]
 ) -> None:
     env = {**PHRASES, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
@@ -1579,7 +1579,7 @@ def test_a_verbose_client_shows_hostile_names_on_one_printable_line(
     assert ("=plain" in line) == (NAMES[case][0] == PLAIN_SUBJECT)
 
 
-def test_names_that_are_no_text_are_at_most_an_error_line(
+def test_names_that_are_not_text_give_at_most_an_error_line(
     made: Path, verbose: Server, named: Callable[[str, str], Path], answering: ssl.SSLContext
 ) -> None:
     keys = named("client", "invalid")

@@ -234,7 +234,7 @@ def test_the_options_say_where_the_files_are(tmp_path: Path) -> None:
     assert not (tmp_path / "keys").exists()
 
 
-def test_a_keys_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+def test_a_keys_folder_that_cannot_be_made_gives_one_error_line(tmp_path: Path) -> None:
     configure(tmp_path)
     (tmp_path / "keys").write_text("a file")
     refused(generate(tmp_path), "keys")
@@ -295,7 +295,9 @@ def test_an_output_that_is_full_is_named_and_the_keys_are_whole(tmp_path: Path) 
     fine(generate(tmp_path))
 
 
-def test_a_clock_that_is_behind_is_to_be_set_and_nothing_to_be_removed(copy: Path) -> None:
+def test_with_a_slow_clock_the_advice_is_to_set_it_and_not_to_remove_anything(
+    copy: Path,
+) -> None:
     before = tree(copy)
     first, *others = complaints(later(copy, "-30 days"), "error", 1)
     assert first.startswith("keys/root/cert.pem: ") and "set the clock" in first
@@ -383,7 +385,7 @@ def test_a_lost_record_is_put_back(copy: Path) -> None:
     assert {path: path.read_bytes() for path in copy.glob("keys/*/issued/*")} == before
 
 
-def test_what_a_killed_run_left_is_cleared(copy: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(copy: Path) -> None:
     drop(copy / "keys", "server")
     (copy / "keys/.server.part").mkdir()
     (copy / "keys/.server.part/key.pem").write_text("half a k")
@@ -428,7 +430,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return started(sys.executable, GENERATE, cwd=folder, env=env)
 
 
-def test_of_two_runs_the_second_waits_and_finds_all_made(tmp_path: Path) -> None:
+def test_a_second_run_at_the_same_time_waits_and_has_nothing_to_make(tmp_path: Path) -> None:
     first = begin(tmp_path)
     first.send_signal(signal.SIGSTOP)
     second = start(tmp_path)
@@ -873,7 +875,7 @@ def test_a_certificate_that_no_one_can_read_is_one_line(copy: Path) -> None:
     in_copies(copy, ["version 4", x400, two], check)
 
 
-def test_the_name_constraints_of_a_higher_ca_are_for_every_node(tmp_path: Path) -> None:
+def test_name_constraints_of_a_higher_ca_apply_to_every_node(tmp_path: Path) -> None:
     def constrain(keys: dict[str, Any], name: str) -> None:
         keys["root"]["extensions"]["nameConstraints"] = (
             "critical, excluded;DNS:outside.example"
@@ -1036,7 +1038,7 @@ def test_the_last_third_of_a_life_is_a_warning(copy: Path) -> None:
     assert tree(copy) == before
 
 
-def test_a_certificate_out_of_its_time_is_an_error(copy: Path) -> None:
+def test_an_expired_or_not_yet_valid_certificate_is_an_error(copy: Path) -> None:
     def check(copy: Path, case: tuple[str, list[str]]) -> None:
         before = tree(copy)
         refused(later(copy, case[0]), *case[1])

@@ -796,7 +796,7 @@ def test_runs_that_find_the_folder_taken_say_so_and_wait(
     fine(hold(place).go().end())  # nobody is there, so it does not wait
 
 
-def test_what_runs_at_once_change_is_all_there(
+def test_changes_by_simultaneous_runs_are_all_kept(
     hold: Hold, prepared: Prepare, place: Path
 ) -> None:
     commands = [
@@ -890,7 +890,7 @@ def test_many_runs_that_are_killed_one_after_the_other_lose_nothing(
 @pytest.mark.parametrize(
     "arguments", [[], ["-x"], ["-c", "absent.yml"], ["-k", "sros_config.yml"]]
 )
-def test_a_forked_run_is_what_the_command_is(
+def test_a_forked_run_behaves_like_the_command(
     arguments: list[str], hold: Hold, copy: Path
 ) -> None:
     forked, command = hold(copy, *arguments).go().end(), generate(copy, *arguments)
@@ -928,7 +928,7 @@ def put_list(keys: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_what_is_lost_would_be_noticed(loss: str, prepared: Prepare, place: Path) -> None:
+def test_these_tests_notice_a_loss(loss: str, prepared: Prepare, place: Path) -> None:
     keys, case = place / "keys", CASES["a revocation"]
     shutil.copytree(prepared("a revocation") / "keys", keys)
     before = take_holdings(contents(keys))

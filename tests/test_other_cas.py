@@ -828,7 +828,7 @@ BAD_REQUESTS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def test_requests_that_are_none_or_forged_or_weak_are_a_line_each_and_change_nothing(
+def test_a_damaged_forged_or_weak_request_gives_one_error_line_and_changes_nothing(
     copy: Path, tmp_path: Path
 ) -> None:
     add_clients(copy, dict.fromkeys(BAD_REQUESTS, "ec:prime256v1"))
@@ -1101,7 +1101,7 @@ def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name
     fine(generate(folder, env=None))
 
 
-def test_over_tls_cfssl_serves_those_only_whom_our_ca_calls_client(
+def test_over_tls_cfssl_serves_only_clients_of_our_ca(
     service: tuple[Path, Service],
 ) -> None:
     folder, plain = service

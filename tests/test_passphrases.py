@@ -83,7 +83,7 @@ def test_a_plain_key_is_kept_when_its_entry_gets_a_cipher_and_the_reverse_is_an_
 
 @pytest.mark.parametrize("missing", VARIABLES.values())
 @pytest.mark.parametrize("how", ["not set", "empty", "too long"])
-def test_none_in_the_environment_is_an_error_and_nothing_is_written(
+def test_a_missing_or_unusable_pass_phrase_is_an_error_and_nothing_is_written(
     tmp_path: Path, missing: str, how: str
 ) -> None:
     configure(tmp_path)
@@ -114,7 +114,7 @@ def test_no_pass_phrase_for_a_new_node_is_an_error(copy: Path) -> None:
         ("SROS_PASSPHRASE", ["keys/master/key.pem", "master"]),
     ],
 )
-def test_a_wrong_one_is_a_line_for_the_ca_and_one_for_all_below(
+def test_a_wrong_pass_phrase_gives_one_line_for_the_ca_and_one_for_everything_below_it(
     copy: Path, variable: str, names: list[str]
 ) -> None:
     add_client2(copy)

@@ -231,7 +231,7 @@ def test_other_clients_get_their_answer(
     assert "hello" not in shell(folder, bare, PHRASES).stdout
 
 
-def test_openssl_says_what_the_keys_are_worth(fresh: tuple[Path, str]) -> None:
+def test_openssl_verifies_the_keys_as_the_readme_shows(fresh: tuple[Path, str]) -> None:
     folder, _ = fresh
     text = pages.block(README, "openssl verify")
     assert shell(folder, text).stdout == pages.transcript(README, "openssl verify")

@@ -326,7 +326,9 @@ def test_a_mapping_where_a_text_belongs_is_called_a_mapping(
 
 
 @pytest.mark.parametrize("value", [False, 83, 1.5], ids=str)
-def test_what_quotes_do_help_is_still_told_so(tmp_path: Path, value: object) -> None:
+def test_a_value_that_only_needs_quotes_is_reported_as_such(
+    tmp_path: Path, value: object
+) -> None:
     edit(tmp_path, lambda keys: keys["root"]["subject"].update(countryName=value))
     (line,) = complaints(generate(tmp_path), "error", 2)
     assert "quotes" in line and "keys.root.subject.countryName" in line
