@@ -1755,17 +1755,30 @@ def forgotten_folders(run: Run, outcomes: Mapping[str, Outcome]) -> Iterator[Out
     revoked = all_revoked(run, outcomes)
     for name in forgotten:
         path = os.path.join(run.keys, name)
-        # A folder without a readable certificate does not concern this run.
-        with suppress(Fault, OSError):
-            certificate = load_certificate(f"{path}/cert.pem")
-            is_revoked = certificate.serial_number in revoked.get(certificate.issuer, ())
-            if certificate.not_valid_after_utc > run.now and not is_revoked:
-                problem = Problem("warning", forgotten_text(run, path, certificate))
-                outcome = Outcome("forgotten", problems=(problem,))
-                if run.as_json:
-                    line = json_line(run, name, None, True, outcome)
-                    outcome = outcome._replace(line=line)
-                yield outcome
+        certificate = valid_certificate(run, path, revoked)
+        if certificate is None:
+            continue
+        problem = Problem("warning", forgotten_text(run, path, certificate))
+        outcome = Outcome("forgotten", problems=(problem,))
+        if run.as_json:
+            line = json_line(run, name, None, True, outcome)
+            outcome = outcome._replace(line=line)
+        yield outcome
+
+
+def valid_certificate(
+    run: Run, path: str, revoked: Mapping[x509.Name, Collection[int]]
+) -> x509.Certificate | None:
+    """Return a folder's certificate, unless it has expired, is revoked or can't be read."""
+    try:
+        certificate = load_certificate(f"{path}/cert.pem")
+    except (Fault, OSError):
+        return None
+    if certificate.not_valid_after_utc <= run.now:
+        return None
+    if certificate.serial_number in revoked.get(certificate.issuer, ()):
+        return None
+    return certificate
 
 
 def all_revoked(run: Run, outcomes: Mapping[str, Outcome]) -> dict[x509.Name, set[int]]:
