@@ -926,9 +926,11 @@ def test_a_client_of_http_that_resets_after_the_whole_answer_is_no_error(
         while not answer.endswith(b"hello\n"):
             answer += connection.recv(65536)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    served = "accepted\nread: [GET / HTTP/1.1]\nclosed\n"
+    assert server.printed(served)
     # Until another client has been served, the server has noticed the end of the first one.
     assert client(server.port, made / "keys/client").stdout == ANSWERED
-    assert server.printed(f"accepted\nread: [GET / HTTP/1.1]\nclosed\n{SERVED}")
+    assert server.printed(served + SERVED)
     assert errors(server.err.read_text(), SERVER) == []
 
 
