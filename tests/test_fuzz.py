@@ -612,7 +612,7 @@ def dumped(draw: Any, document: Any) -> str:
     return re.sub("""['"]<<['"]:""", "<<:", text)
 
 
-@sizes(40, 600)
+@sizes(20, 600)
 def test_a_valid_hierarchy_is_made_as_the_yaml_says_and_kept_by_the_next_run(
     examples: int,
 ) -> None:
@@ -849,7 +849,7 @@ def refused_or_right(examples: int, strategy: st.SearchStrategy[Any]) -> Counter
     return seen
 
 
-@sizes(80, 2400)
+@sizes(40, 2400)
 def test_a_damaged_configuration_is_refused_in_one_line_or_makes_what_verifies(
     examples: int,
 ) -> None:
@@ -1134,7 +1134,7 @@ def mark_of(path: Path) -> Mark:
     return path.stat().st_mode, path.read_bytes() if path.is_file() else None
 
 
-@sizes(60, 400)
+@sizes(30, 400)
 def test_a_damaged_folder_loses_nothing_and_is_whole_again_once_the_damage_is_undone(
     examples: int, whole: Path, strangers: Path
 ) -> None:

@@ -148,7 +148,8 @@ def test_a_client_that_leaves_before_its_hello_gets_other_words_than_a_cut_strea
     raw = socket.create_connection(("127.0.0.1", server.port))
     raw.sendall(b"\x16\x03\x01")
     raw.close()
-    assert server.complained("EOF")
+    # Python's words, or those of OpenSSL in an older Python.
+    server.wait_for(lambda: "eof" in server.err.read_text().lower())
     assert len(error_lines(server)) == 3
     assert sum("before a ClientHello" in line for line in error_lines(server)) == 2
 

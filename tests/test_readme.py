@@ -22,6 +22,7 @@ import test_robots
 import test_ros1
 import test_zenoh
 from exchanges import Server
+from folders import seldom
 from needs import PACKAGES, needs, needs_mldsa, needs_those_of
 from programs import answers, follow, free_port, plain, running
 from running import DEADLINE, PHRASES, ROOT, Terminal, environment, openssl, run
@@ -311,7 +312,7 @@ def test_masters_key_serves_as_that_of_a_ca_service(
         server.stop()
 
 
-@pytest.mark.parametrize("title", STORIES)
+@pytest.mark.parametrize("title", seldom(STORIES, DECADE))
 def test_a_story_goes_as_it_is_told(
     fresh: tuple[Path, str], tmp_path: Path, title: str
 ) -> None:
