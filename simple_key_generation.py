@@ -1561,7 +1561,7 @@ def anchor_bundle(
 
 
 def list_bundle(node: Entry, cas: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Bundle:
-    """Return the parts of a node's crl.pem: the lists of all CAs below its anchors."""
+    """Return the parts of a node's crl.pem: the lists of its anchors and all CAs below."""
     parts = []
     is_complete = True
     for name in in_list_order(node, cas):
