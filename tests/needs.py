@@ -78,10 +78,20 @@ def needs(*programs: str) -> None:
         skip(f"without {', '.join(missing)}: apt-get install {' '.join(packages)}")
 
 
-def needs_those_of(text: str) -> None:
+def needs_those_of(commands: str) -> None:
     """Skip the test that runs unless the programs that a shell block calls are here."""
-    words = {word.removeprefix("/usr/sbin/") for word in re.findall(r"[\w/.-]+", text)}
-    needs(*sorted(words & PACKAGES.keys()))
+    needs(*programs_of(commands))
+
+
+def programs_of(commands: str) -> list[str]:
+    """Return the listed programs that a shell block may call.
+
+    A comment, a variable and the name in `for NAME in` call nothing, though `node` is such a word.
+    """
+    commands = re.sub(r"(?m)(^|\s)#.*$", "", commands)
+    commands = re.sub(r"\bfor \w+ in\b", "", commands)
+    words = re.findall(r"(?<![\w/.${-])[\w/.-]+(?![\w/.=-])", commands)
+    return sorted({word.removeprefix("/usr/sbin/") for word in words} & PACKAGES.keys())
 
 
 def needs_package(name: str) -> None:

@@ -98,7 +98,6 @@ PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what t
 def follow(folder: Path, text: str, env: Mapping[str, str] | None = None) -> None:
     """Run the blocks of a page as one session at one shell, and compare what they print."""
     end, port = "--- end of a block\n", free_port()
-    needs_those_of(text)
     told = re.findall(PAIR, text, re.DOTALL | re.MULTILINE)
     script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)
     script = re.sub(r"(simple_https_\w+\.py) -k", rf"\1 --port {port} -k", script)

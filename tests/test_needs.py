@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import programs_of
 from running import ROOT, run
 
 LACKING = """\
@@ -47,3 +48,23 @@ def test_what_is_missing_is_named_in_a_closing_line(
     assert result.returncode == status, result.stdout
     assert counted in result.stdout
     assert (CLOSING in result.stdout) == (status == 0)
+
+
+@pytest.mark.parametrize(
+    ("commands", "programs"),
+    [
+        (
+            "for node in server client; do openssl x509 -in keys/$node/cert.pem; done",
+            ["openssl"],
+        ),
+        ("for node in server client; do node keys/$node.js; done", ["node"]),
+        ("cat keys/node.pem  # what a node trusts", []),
+        ("cat keys/node.pem | node -", ["node"]),
+        ("node=server; echo ${node}", []),
+        ("/usr/sbin/nginx -p keys/curl", ["nginx"]),
+    ],
+)
+def test_a_block_needs_only_the_programs_that_it_calls(
+    commands: str, programs: list[str]
+) -> None:
+    assert programs_of(commands) == programs
