@@ -86,7 +86,7 @@ def needs_those_of(commands: str) -> None:
 def programs_of(commands: str) -> list[str]:
     """Return the listed programs that a shell block may call.
 
-    A comment, a variable and the name in `for NAME in` call nothing, though `node` is such a word.
+    Comments, variables and the NAME in `for NAME in` call nothing: `node` is such a word.
     """
     commands = re.sub(r"(?m)(^|\s)#.*$", "", commands)
     commands = re.sub(r"\bfor \w+ in\b", "", commands)
