@@ -41,9 +41,6 @@ from typing import Any, TextIO
 MAX_LINE = 65536  # bytes, with the newline
 TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 
-# OpenSSL's words for a key that does not match the first certificate of the chain.
-MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
-
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
@@ -300,7 +297,7 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
             words = "the pass phrase is wrong, or the file is damaged"
             if b"SROS_PASSPHRASE" in os.environb:
                 words = "SROS_PASSPHRASE is wrong, or the file is damaged"
-        elif words in MISMATCHES:
+        elif "mismatch" in words or words == "no certificate assigned":
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             # OpenSSL finds a certificate too weak.
@@ -465,8 +462,9 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
-    words = re.sub(r"^\[[^]]*\] ", "", str(error))
-    words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
+    if not isinstance(error, OSError):
+        return str(error)
+    words = re.sub(r"^\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error))
     # Some alerts lack the word, such as `tlsv1 unrecognized name`.
     words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
     if words == "internal error":

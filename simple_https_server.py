@@ -74,9 +74,6 @@ AFTER_BLANKS = re.compile(rb"[\r\n]{0,16}([^\n]*)")
 HTTP_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 HTTP_ERROR = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
-# OpenSSL's words for a key that does not match the first certificate of the chain.
-MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
-
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
@@ -421,7 +418,7 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
             words = "the pass phrase is wrong, or the file is damaged"
             if b"SROS_PASSPHRASE" in os.environb:
                 words = "SROS_PASSPHRASE is wrong, or the file is damaged"
-        elif words in MISMATCHES:
+        elif "mismatch" in words or words == "no certificate assigned":
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             # OpenSSL finds a certificate too weak.
@@ -450,7 +447,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
     for problem in errors:
         if not listeners or problem.errno not in ABSENT:
-            close_all(listeners)
+            for listener in listeners:
+                listener.close()
             raise problem
     return listeners
 
@@ -481,12 +479,6 @@ def open_listener(family: int, address: Any, port: int) -> socket.socket:
         # `::` stands for all addresses, those of IPv4, too.
         dualstack_ipv6=address[0] == "::",
     )
-
-
-def close_all(listeners: list[socket.socket]) -> None:
-    """Close sockets."""
-    for listener in listeners:
-        listener.close()
 
 
 def accept_clients(listener: socket.socket, crew: Crew) -> None:
@@ -815,8 +807,9 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
-    words = re.sub(r"^\[[^]]*\] ", "", str(error))
-    words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
+    if not isinstance(error, OSError):
+        return str(error)
+    words = re.sub(r"^\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error))
     # Some alerts lack the word, such as `tlsv1 unrecognized name`.
     words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
     if words == "internal error":

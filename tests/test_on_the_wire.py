@@ -1075,6 +1075,18 @@ def test_a_damaged_file_is_said_to_be_damaged(copy: Path, name: str, file: str) 
     assert f"{file}.pem: the file is damaged\n" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize("folder", ["[E] keys", "sslv3 keys", "tlsv1 alert x", "(_ssl.c:1)"])
+def test_a_folder_whose_name_looks_like_a_code_is_named_as_it_is(
+    copy: Path, name: str, folder: str
+) -> None:
+    (copy / "keys").rename(copy / folder)
+    (copy / folder / name / "ca.pem").unlink()
+    result = run(*script(name, Path(folder)), cwd=copy, env=PHRASES)
+    assert f" port 0: {folder}/{name}/ca.pem: No such file or directory\n" in result.stderr
+    assert "refused" not in result.stderr
+
+
 def turn_round(node: Path) -> None:
     """Put a chain in the wrong order."""
     chain = node / "fullchain.pem"
