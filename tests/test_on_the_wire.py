@@ -645,6 +645,7 @@ def test_a_signal_while_the_folder_is_loaded_ends_the_server_quietly(
     assert log.read_text() == ""
 
 
+@pytest.mark.parametrize("missing", ["ca", "crl"])  # an error, and a warning
 @pytest.mark.parametrize(
     ("name", "how", "status"),
     [
@@ -653,18 +654,18 @@ def test_a_signal_while_the_folder_is_loaded_ends_the_server_quietly(
         ("client", signal.SIGINT, 130),
     ],
 )
-def test_a_signal_ends_a_script_whose_error_line_nobody_reads(
-    copy: Path, name: str, how: signal.Signals, status: int
+def test_a_signal_ends_a_script_whose_line_is_not_read(
+    copy: Path, name: str, how: signal.Signals, status: int, missing: str
 ) -> None:
-    (copy / "keys" / name / "ca.pem").unlink()
+    (copy / "keys" / name / f"{missing}.pem").unlink()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writing, b"x")
-    process = subprocess.Popen(
-        script(name, copy / "keys"), env=environment(PHRASES), stderr=writing
-    )
+    # By default, Python buffers the line, and tries again to write it when it ends.
+    env = environment({**PHRASES, "PYTHONUNBUFFERED": ""})
+    process = subprocess.Popen(script(name, copy / "keys"), env=env, stderr=writing)
     # What the process waits for: here, for the pipe's reader.
     waits = Path(f"/proc/{process.pid}/wchan")
     poll(lambda: "pipe" in waits.read_text(), waits.read_text)
