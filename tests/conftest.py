@@ -11,7 +11,7 @@ import pytest
 from configurations import configure, without_ciphers
 from exchanges import Server
 from needs import packages_of
-from running import PHRASES, generate
+from running import PHRASES, generate, generate_here
 
 
 def pytest_configure() -> None:
@@ -46,7 +46,7 @@ def strangers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by another CA with the same names, whose nodes still trust this CA."""
     folder = tmp_path_factory.mktemp("strangers")
     configure(folder)
-    assert generate(folder).returncode == 0
+    assert generate_here(folder).returncode == 0
     for node in ("server", "client"):
         for name in ("ca.pem", "crl.pem"):
             shutil.copy(made / "keys" / node / name, folder / "keys" / node)
@@ -58,7 +58,7 @@ def made_plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, but that no key is encrypted: to read, not to change."""
     folder = tmp_path_factory.mktemp("plain")
     configure(folder, without_ciphers)
-    result = generate(folder, env=None)
+    result = generate_here(folder, env=None)
     assert (result.returncode, result.stderr) == (0, "")
     return folder
 

@@ -24,7 +24,8 @@ from running import (
     Terminal,
     environment,
     generate,
-    later,
+    generate_here,
+    in_days,
     poll,
     run,
 )
@@ -37,7 +38,7 @@ class Situation(NamedTuple):
 
     prepare: Callable[[Path], object]  # changes a copy of the keys that the shipped YAML makes
     arguments: tuple[str, ...] = ()
-    when: str = "now"
+    days: int = 0  # from now
     wrong: int = 0  # the exit status
 
 
@@ -60,7 +61,7 @@ def be_asked(folder: Path) -> None:
     """Have a request to be signed."""
     ask_elsewhere(folder)
     shutil.copy(folder / "keys/root/key.pem", folder / "stick.pem")
-    generate(folder)
+    generate_here(folder)
     drop(folder, "keys/client2/key.pem")
     fetch = folder.parent / "fetched"
     shutil.copytree(folder.parent / "origin/keys/master", fetch)
@@ -116,14 +117,14 @@ def change_the_ca(folder: Path) -> None:
 
 def revoke_master(folder: Path) -> None:
     """Have a CA that is revoked, and a warning that only those who get its list are given."""
-    generate(folder, "--revoke", "master")
+    generate_here(folder, "--revoke", "master")
     (folder / "keys/client/key.pem").chmod(0o644)
 
 
 def leave_a_request(folder: Path) -> None:
     """Have a request that a renewal left, whose issuer's key was elsewhere."""
     (folder / "keys/master/key.pem").rename(folder / "stick.pem")
-    generate(folder, "--renew", "server")
+    generate_here(folder, "--renew", "server")
     (folder / "stick.pem").rename(folder / "keys/master/key.pem")
     assert (folder / "keys/server/csr.pem").exists()
 
@@ -167,7 +168,7 @@ def forget(folder: Path) -> None:
 def lose_the_list(folder: Path) -> None:
     """Lose the list of a CA whose key is elsewhere."""
     add_master2(folder)
-    generate(folder)
+    generate_here(folder)
     drop(folder, "keys/master2/key.pem", "keys/master2/crl.pem")
     for node in ("server", "client", "client2"):
         drop(folder, f"keys/{node}/crl.pem")
@@ -191,10 +192,10 @@ CASES = {
     "a-node-is-new": Situation(add_client2),
     "many-are-new": Situation(many),
     "renew": Situation(nothing, ("--renew", "server", "master")),
-    "renew-what-is-due": Situation(nothing, ("--renew",), "+300 days"),
+    "renew-what-is-due": Situation(nothing, ("--renew",), days=300),
     "renewal-is-refused": Situation(change_the_ca, ("--renew", "master"), wrong=1),
-    "all-is-due": Situation(nothing, (), "+300 days"),
-    "all-has-expired": Situation(nothing, (), "+4000 days", wrong=1),
+    "all-is-due": Situation(nothing, days=300),
+    "all-has-expired": Situation(nothing, days=4000, wrong=1),
     "revoke-a-node": Situation(nothing, ("--revoke", "server")),
     "revoke-a-ca": Situation(nothing, ("--revoke", "master", "--reason", "keyCompromise")),
     "revoke-below-a-broken-root": Situation(break_root, ("--revoke", "server"), wrong=1),
@@ -235,9 +236,9 @@ def test_a_dry_run_has_the_lines_and_the_status_of_the_run_that_follows(
     shutil.copytree(made, folder, symlinks=True)
     case.prepare(folder)
     before = tree(folder)
-    dry = later(folder, case.when, "-n", *case.arguments)
+    dry = generate_here(folder, "-n", *case.arguments, now=in_days(case.days))
     assert tree(folder) == before
-    real = later(folder, case.when, *case.arguments)
+    real = generate_here(folder, *case.arguments, now=in_days(case.days))
     assert (dry.returncode, dry.stdout, dry.stderr) == (case.wrong, real.stdout, real.stderr)
     assert dry.returncode == real.returncode
     assert real.stdout + real.stderr, "a case in which there is nothing to compare"
@@ -328,7 +329,7 @@ def lock(keys: Path, kind: int) -> Iterator[None]:
 
 def test_dry_runs_share_the_lock_and_wait_for_a_run_that_writes(copy: Path) -> None:
     with lock(copy / "keys", fcntl.LOCK_SH):
-        assert generate(copy, "-n").stderr == ""
+        assert generate_here(copy, "-n").stderr == ""
     waiting = f"{GENERATE.name}: waiting for another run on keys\n"
     for kind, arguments in ((fcntl.LOCK_EX, ["-n"]), (fcntl.LOCK_SH, [])):
         with (copy / "err").open("w+") as err:

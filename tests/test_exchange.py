@@ -33,7 +33,7 @@ from running import (
     SERVER,
     Terminal,
     environment,
-    generate,
+    generate_here,
     run,
     started,
 )
@@ -79,17 +79,8 @@ def remake(folder: Path, node: str, **fields: object) -> None:
 
     configure(folder, change)
     shutil.rmtree(folder / f"keys/{node}")
-    result = generate(folder)
+    result = generate_here(folder)
     assert result.returncode == 0, result.stderr
-
-
-@pytest.fixture(scope="session")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keys of another CA, from the same configuration: the same names everywhere."""
-    folder = tmp_path_factory.mktemp("other")
-    configure(folder)
-    assert generate(folder).returncode == 0
-    return folder
 
 
 def make_keys(folder: Path, root: str, master: str, server: str, client: str) -> None:
@@ -104,7 +95,7 @@ def make_keys(folder: Path, root: str, master: str, server: str, client: str) ->
                 entry["digest"] = None
 
     edit(folder, change)
-    result = generate(folder)
+    result = generate_here(folder)
     assert result.returncode == 0, result.stderr
 
 
@@ -962,9 +953,9 @@ def test_the_client_completes_the_exchange_with_openssl_as_a_server(
 
 
 def test_openssl_as_a_server_refuses_a_foreign_client(
-    copy: Path, other: Path, start: Start
+    copy: Path, strangers: Path, start: Start
 ) -> None:
-    swap(copy, other / "keys/client", "client")
+    swap(copy, strangers / "keys/client", "client")
     program = start(*s_server(copy / "keys/server"))
     port = int(program.expect(r"^ACCEPT .*:(\d+)$")[1])
     host = "::1" if "[::1]" in program.log.read_text() else "127.0.0.1"
@@ -1163,12 +1154,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, side: str) -> None:
 
 
 def test_the_system_s_store_is_never_used_instead_of_ca_pem(
-    copy: Path, other: Path, serve: Serve, side: str
+    copy: Path, strangers: Path, serve: Serve, side: str
 ) -> None:
     store = {**PHRASES, "SSL_CERT_FILE": str(copy / "keys/root/cert.pem")}
     works(side, copy, serve, store)
     path = copy / f"keys/{side}/ca.pem"
-    shutil.copy(other / "keys/root/cert.pem", path)
+    shutil.copy(strangers / "keys/root/cert.pem", path)
     server = serve("-k", str(copy / "keys/server"), env=store)
     result = client(server.port, copy / "keys/client", env=store)
     failed(result, CLIENT, UNTRUSTED if side == "client" else "alert unknown ca")

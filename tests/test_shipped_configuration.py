@@ -10,7 +10,7 @@ import pytest
 import yaml
 from configurations import EXAMPLE, configure, examples, uncomment
 from exchanges import SERVED, Server, client
-from running import PHRASES, ROOT, generate, openssl
+from running import PHRASES, ROOT, generate, generate_here, openssl
 
 Serve = Callable[..., Server]
 
@@ -34,7 +34,7 @@ def create(copy: Path) -> Callable[..., Path]:
 
     def run_with(*names: str) -> Path:
         uncomment(copy, *names)
-        result = generate(copy, env=ALL_PHRASES)
+        result = generate_here(copy, env=ALL_PHRASES)
         assert (result.returncode, result.stderr) == (0, "")
         for name in names:
             assert re.search(rf"^ +{name} +made ", result.stdout, re.MULTILINE), result.stdout
@@ -113,7 +113,7 @@ def limited(tmp_path: Path) -> Path:
     """A new folder in which the names that master can sign are limited."""
     configure(tmp_path)
     uncomment(tmp_path, "nameConstraints")
-    result = generate(tmp_path)
+    result = generate_here(tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     return tmp_path
 
@@ -147,6 +147,6 @@ def test_a_master_with_limits_signs_no_other_name(limited: Path, names: str, why
       <<: *client
       extensions: {{<<: *client-extensions, subjectAltName: "{names}"}}
 """)
-    result = generate(limited, env=ALL_PHRASES)
+    result = generate_here(limited, env=ALL_PHRASES)
     assert (result.returncode, why in result.stderr) == (int(bool(why)), True), result.stderr
     assert (limited / "keys/robot").exists() is not bool(why)
