@@ -76,11 +76,15 @@ def small(changes: Mapping[str, str] | None = None) -> str:
 
 def written(fields: Mapping[str, str], indent: str = "") -> str:
     """Return fields by place as YAML. Places that begin alike stand together."""
+    by_name: dict[str, dict[str, str]] = {}
+    for place, value in fields.items():
+        name, _, rest = place.partition("/")
+        by_name.setdefault(name, {})[rest] = value
     text = ""
-    for name in dict.fromkeys(place.split("/")[0] for place in fields):
-        inner = {k[len(name) + 1 :]: v for k, v in fields.items() if k.startswith(f"{name}/")}
-        value = f"\n{written(inner, indent + '  ')}" if inner else f" {fields[name]}\n"
-        text += f"{indent}{name}:{value}"
+    for name, inner in by_name.items():
+        own = inner.pop("", "")
+        below = f"\n{written(inner, indent + '  ')}" if inner else f" {own}\n"
+        text += f"{indent}{name}:{below}"
     return text
 
 
@@ -443,7 +447,7 @@ def test_a_commented_example_works_as_its_comment_says(
 ) -> None:
     uncomment(copy, name)
     phrases = PHRASES | {ARMS: "of its own"}
-    fine(generate(copy, env=phrases))
+    fine(generate_here(copy, env=phrases))
     folder = copy / "keys" / name
     text = text_of(folder)
     assert key in text
@@ -882,7 +886,7 @@ def test_fifty_nodes_take_one_line_of_yaml_each_and_the_output_counts_them(
 def test_the_next_run_makes_only_the_new_entry(copy: Path) -> None:
     kept = {path: path.read_bytes() for path in copy.glob("keys/*/*.pem")}
     uncomment(copy, "client2")
-    result = generate(copy)
+    result = generate_here(copy)
     assert (result.returncode, result.stderr) == (0, "")
     made = {path: path.read_bytes() for path in copy.glob("keys/*/*.pem")}
     assert {path: made[path] for path in kept} == kept
@@ -893,27 +897,27 @@ def test_the_next_run_makes_only_the_new_entry(copy: Path) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    result = generate(tmp_path)
+    result = generate_here(tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert "no such file" in refusal(result.stderr).lower()
     assert not any(tmp_path.iterdir())
     configure(tmp_path)
-    assert generate(tmp_path).returncode == 0
+    assert generate_here(tmp_path).returncode == 0
 
 
 def test_a_missing_file_is_named_as_it_was_given(tmp_path: Path) -> None:
-    result = generate(tmp_path, "-c", "other/robots.yml")
+    result = generate_here(tmp_path, "-c", "other/robots.yml")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"{GENERATE.name}: error: other/robots.yml: ")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "robots.yml").write_text(small())
-    assert generate(tmp_path, "-c", "other/robots.yml").returncode == 0
+    assert generate_here(tmp_path, "-c", "other/robots.yml").returncode == 0
     assert (tmp_path / "keys" / "node" / "cert.pem").exists()
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sros_config.yml").mkdir()
-    result = generate(tmp_path)
+    result = generate_here(tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert "directory" in refusal(result.stderr).lower()
     assert not (tmp_path / "keys").exists()

@@ -34,7 +34,7 @@ from running import (
     SERVER,
     Terminal,
     environment,
-    generate,
+    generate_here,
     openssl,
     poll,
     run,
@@ -468,7 +468,7 @@ def test_the_zone_of_a_link_local_address_is_not_verified_but_the_address_is(
     if named:
         path = tmp_path / "sros_config.yml"
         path.write_text(path.read_text().replace("IP:::1 ", "IP:::1, IP:fe80::1 ", 1))
-    assert generate(tmp_path).returncode == 0
+    assert generate_here(tmp_path).returncode == 0
     text = ZONE.format(python=sys.executable, server=SERVER, client=CLIENT)
     result = run("unshare", "-n", "sh", "-c", text, cwd=tmp_path, env=PHRASES)
     assert (ANSWERED in result.stdout) == named, result
