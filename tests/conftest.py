@@ -11,7 +11,7 @@ import pytest
 from configurations import configure, without_ciphers
 from exchanges import Server
 from needs import packages_of
-from running import PHRASES, generate, generate_here
+from running import PHRASES, SERVER, fine, generate, generate_here
 
 
 def pytest_configure() -> None:
@@ -36,8 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the shipped configuration and keys made from it. Read only."""
     folder = tmp_path_factory.mktemp("made")
     configure(folder)
-    result = generate(folder)
-    assert (result.returncode, result.stderr) == (0, "")
+    fine(generate(folder))
     return folder
 
 
@@ -46,7 +45,7 @@ def strangers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by another CA with the same names, whose nodes still trust this CA."""
     folder = tmp_path_factory.mktemp("strangers")
     configure(folder)
-    assert generate_here(folder).returncode == 0
+    fine(generate_here(folder))
     for node in ("server", "client"):
         for name in ("ca.pem", "crl.pem"):
             shutil.copy(made / "keys" / node / name, folder / "keys" / node)
@@ -58,8 +57,7 @@ def made_plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, but that no key is encrypted: to read, not to change."""
     folder = tmp_path_factory.mktemp("plain")
     configure(folder, without_ciphers)
-    result = generate_here(folder, env=None)
-    assert (result.returncode, result.stderr) == (0, "")
+    fine(generate_here(folder, env=None))
     return folder
 
 
@@ -82,8 +80,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers that end with the test."""
     servers: list[Server] = []
 
-    def start(*arguments: str, env: Mapping[str, str] | None = PHRASES) -> Server:
-        servers.append(Server(*arguments, cwd=tmp_path, env=env))
+    def start(
+        *arguments: str, env: Mapping[str, str] | None = PHRASES, script: Path = SERVER
+    ) -> Server:
+        servers.append(Server(*arguments, cwd=tmp_path, env=env, script=script))
         return servers[-1]
 
     yield start

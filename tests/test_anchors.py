@@ -13,11 +13,10 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 from certificates import certificate, judge, lists, number, serial
-from configurations import edit
+from configurations import Keys, add_master, add_master2, add_root2, edit, trust
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -40,8 +39,6 @@ from running import (
 )
 from test_other_cas import accepts, turns_away, turns_from
 
-Keys = dict[str, Any]
-
 REVOKED = "certificate revoked"
 NO_LIST = "unable to get certificate CRL"
 UNKNOWN = "unable to get local issuer certificate"
@@ -49,35 +46,6 @@ NEW = "keys: new to the nodes: "
 
 
 # --- Folders ---------------------------------------------------------------------------------
-
-
-def add_master(keys: Keys, name: str, issuer: str = "root") -> None:
-    """Add a CA like master, with a server and a client below it that bear its last letter."""
-    keys[name] = {**keys["master"], "issuer": issuer}
-    for node in ("server", "client"):
-        keys["nodes"][node + name[-1]] = {**keys["nodes"][node], "issuer": name}
-
-
-def add_master2(keys: Keys) -> None:
-    """Add master2, server2 and client2 below root."""
-    add_master(keys, "master2")
-
-
-def add_root2(keys: Keys) -> None:
-    """Add root2, and below it master2, server2 and client2."""
-    keys["root2"] = keys["root"]
-    add_master(keys, "master2", "root2")
-
-
-def trust(*anchors: str) -> Callable[[Keys], None]:
-    """Return the change by which all nodes of two hierarchies trust some anchors."""
-
-    def change(keys: Keys) -> None:
-        add_root2(keys)
-        for node in keys["nodes"].values():
-            node["trust"] = ", ".join(anchors)
-
-    return change
 
 
 def make_with(change: Callable[[Keys], object], folder: Path) -> Path:

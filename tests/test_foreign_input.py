@@ -27,7 +27,7 @@ from certificates import (
     serial,
     sign,
 )
-from configurations import configure, edit, without_ciphers
+from configurations import Keys, configure, edit, without_ciphers
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -47,7 +47,6 @@ from running import (
 )
 
 pytestmark = pytest.mark.slow  # what other programs make, they make slowly
-Keys = dict[str, Any]
 Entry = dict[str, Any]
 EC, RSA, ED = "ec:prime256v1", "rsa:2048", "ed25519"
 

@@ -22,6 +22,7 @@ from certificates import (
     SUBJECT,
     certificate,
     cross_certify,
+    judge,
     lists,
     make_ca,
     make_list,
@@ -1152,28 +1153,13 @@ def test_a_lost_list_is_restored_from_the_nodes_newest_copy(copy: Path) -> None:
 def test_a_nodes_copy_is_read_as_often_however_many_cas_there_are(copy: Path) -> None:
     def opened() -> int:
         log = copy / "strace.log"
-        command = (
-            "strace",
-            "-f",
-            "-e",
-            "trace=openat",
-            "-o",
-            log,
-            sys.executable,
-            GENERATE,
-            "-q",
-        )
-        fine(run(*command, cwd=copy, env=PHRASES))
+        strace = ("strace", "-f", "-e", "trace=openat", "-o", log)
+        fine(run(*strace, sys.executable, GENERATE, "-q", cwd=copy, env=PHRASES))
         return log.read_text().count('"keys/server/crl.pem"')
 
     before = opened()
-    edit(
-        copy,
-        lambda keys: keys.update({f"master{number}": keys["master"] for number in range(5)}),
-    )
-    warned(
-        generate_here(copy), "new to the nodes: master0, master1, master2, master3, master4: "
-    )
+    edit(copy, lambda keys: keys.update({f"ca{each}": keys["master"] for each in range(5)}))
+    warned(generate_here(copy), "new to the nodes: ca0, ca1, ca2, ca3, ca4: ")
     assert opened() == before > 0
 
 
@@ -1244,14 +1230,8 @@ def test_a_higher_ca_can_be_trusted_instead(crossed: Path, made: Path) -> None:
     trust = ("-no-CApath", "-no-CAstore", "-CAfile", crossed / "higher/cert.pem")
     for name in ("server", "client"):
         leaf = keys / name / "cert.pem"
-        openssl(
-            "verify",
-            "-x509_strict",
-            *trust,
-            "-untrusted",
-            leaf.with_name("fullchain.pem"),
-            leaf,
-        )
+        through = ("-untrusted", leaf.with_name("fullchain.pem"))
+        openssl("verify", "-x509_strict", *trust, *through, leaf)
         plain = made / "keys" / name / "fullchain.pem"
         assert run("openssl", "verify", *trust, "-untrusted", plain, leaf).returncode != 0
 
@@ -1299,26 +1279,15 @@ def test_a_higher_certificate_for_another_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("name", "purpose"), [("server", "sslserver"), ("client", "sslclient")]
+    ("name", "purpose", "other"),
+    [("server", "sslserver", "sslclient"), ("client", "sslclient", "sslserver")],
 )
 def test_openssl_accepts_a_node_for_its_purpose_only(
-    made: Path, name: str, purpose: str
+    made: Path, name: str, purpose: str, other: str
 ) -> None:
-    folder = made / "keys" / name
-    command = [
-        "openssl",
-        "verify",
-        "-x509_strict",
-        "-crl_check_all",
-        "-no-CApath",
-        "-no-CAstore",
-    ]
-    for option, file in {"CRLfile": "crl", "CAfile": "ca", "untrusted": "fullchain"}.items():
-        command += [f"-{option}", str(folder / f"{file}.pem")]
-    for each in ("sslserver", "sslclient"):
-        result = run(*command, "-purpose", each, folder / "cert.pem")
-        assert (result.returncode == 0) == (each == purpose), result.stderr
-        assert each == purpose or "purpose" in result.stderr
+    assert judge(made / "keys" / name, purpose=purpose).returncode == 0
+    result = judge(made / "keys" / name, purpose=other)
+    assert result.returncode != 0 and "purpose" in result.stderr
 
 
 def test_gnutls_accepts_the_chains(made: Path) -> None:
@@ -1353,10 +1322,8 @@ def test_pkilint_finds_nothing_but_single_labels(made: Path) -> None:
 
 
 def test_the_subject_and_the_extensions_are_those_of_the_configuration(made: Path) -> None:
-    named = (
-        "-nameopt",
-        "oneline",
-    )  # `C = US`, which newer versions write `C=US` unless told otherwise
+    # `C = US`, which newer versions write `C=US` unless told otherwise.
+    named = ("-nameopt", "oneline")
     text = openssl("x509", "-in", made / "keys/server/cert.pem", "-noout", "-text", *named)
     assert re.search("Subject: C = US, O = SROS Example, OU = Robots, CN = server\n", text)
     assert "DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1\n" in text

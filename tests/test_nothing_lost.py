@@ -691,8 +691,8 @@ def test_a_full_disk_costs_nothing_but_the_run(
         with disk(keys, name, prepared) as change:
             before, stat = take_holdings(contents(keys)), os.statvfs(keys)
             pages, inodes = stat.f_blocks - stat.f_bfree, stat.f_files - stat.f_ffree
-            left = (pages + room) * stat.f_frsize if of == "size" else inodes + room
-            change(f"{of}={left}")
+            left = {"size": (pages + room) * stat.f_frsize, "nr_inodes": inodes + room}
+            change(f"{of}={left[of]}")
             result = hold(folder, *case.arguments).go().end()
             if result.returncode:
                 for line in complaints(result, "error", 1):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from certificates import NEW_KEY, SUBJECT, certificate, lists, number
+from certificates import NEW_KEY, SUBJECT, certificate, judge, lists, number
 from configurations import configure, edit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -32,7 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from exchanges import ANSWERED, SERVED, Server, client
 from folders import DERIVED, NODE_FILES, changed, drop, tree
-from needs import needs, needs_those_of
+from needs import needs
+from programs import run_block
 from running import (
     CLIENT,
     DEADLINE,
@@ -905,14 +906,6 @@ OVER_TLS = """-tls-cert keys/server/fullchain.pem \
 """
 
 
-def shell(folder: Path, text: str) -> Result:
-    """Run a shell block of a page, and have it succeed."""
-    needs_those_of(text)
-    result = run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env=PHRASES)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
 class Service:
     """A running `cfssl serve`, on a free port of 127.0.0.1."""
 
@@ -963,7 +956,7 @@ class Service:
 
     def enrol(self, folder: Path) -> Path:
         """Have it sign a request as the page does, and return the new client's folder."""
-        shell(folder, ENROL.replace("-remote localhost", f"-remote localhost:{self.port}"))
+        run_block(folder, ENROL.replace("-remote localhost", f"-remote localhost:{self.port}"))
         assert {path.name for path in (folder / "client3").iterdir()} == NODE_FILES | {
             "cert.csr"
         }
@@ -1086,13 +1079,8 @@ def is_strict_client(node: Path, master: x509.Certificate) -> None:
     assert get(x509.SubjectKeyIdentifier).value == own
     above = master.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     assert get(x509.AuthorityKeyIdentifier).value.key_identifier == above
-    files = {"CRLfile": "crl", "CAfile": "ca", "untrusted": "fullchain"}
-    verify = ["openssl", "verify", "-x509_strict", "-crl_check_all"]
-    verify += ["-no-CApath", "-no-CAstore"]
-    for option, file in files.items():
-        verify += [f"-{option}", str(node / f"{file}.pem")]
-    assert run(*verify, "-purpose", "sslclient", node / "cert.pem").returncode == 0
-    assert run(*verify, "-purpose", "sslserver", node / "cert.pem").returncode != 0
+    assert judge(node, purpose="sslclient").returncode == 0
+    assert judge(node, purpose="sslserver").returncode != 0
 
 
 def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name(
@@ -1105,7 +1093,7 @@ def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name
     complaints(generate_here(folder, "--revoke", "client3"), "error", 2)
     assert tree(folder / "keys") == before
 
-    shell(folder, RECORD)
+    run_block(folder, RECORD)
     serial = certificate(client3 / "cert.pem").serial_number
     (record,) = folder.glob("keys/master/issued/client3-*.pem")
     assert re.fullmatch(f"client3-0?{serial:X}", record.stem)
@@ -1122,9 +1110,7 @@ def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name
     fine(generate_here(folder, env=None))
 
 
-def test_over_tls_cfssl_serves_only_clients_of_our_ca(
-    service: tuple[Path, Service],
-) -> None:
+def test_over_tls_cfssl_serves_only_clients_of_our_ca(service: tuple[Path, Service]) -> None:
     folder, plain = service
     request = make_request(folder, "/CN=client4")
     (folder / "body.json").write_text(json.dumps({"certificate_request": request.read_text()}))

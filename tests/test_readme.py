@@ -23,18 +23,9 @@ import test_ros1
 import test_zenoh
 from exchanges import Server
 from folders import seldom
-from needs import PACKAGES, needs, needs_mldsa, needs_those_of
-from programs import answers, follow, free_port, plain, running
-from running import (
-    DEADLINE,
-    PHRASES,
-    ROOT,
-    Terminal,
-    environment,
-    generate_here,
-    openssl,
-    run,
-)
+from needs import PACKAGES, needs, needs_mldsa
+from programs import answers, follow, free_port, plain, running, shell
+from running import DEADLINE, PHRASES, ROOT, Terminal, environment, generate_here, openssl, run
 
 README = pages.README
 SECTIONS = pages.sections(README)
@@ -72,17 +63,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     NGINX: ("-c nginx.conf",),
     OPENSSL: ("openssl s_client",),
 }
-
-
-def shell(
-    folder: Path, text: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a shell block in a folder, with this Python as python3."""
-    needs_those_of(text)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return run(
-        "bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path}
-    )
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from certificates import (
 )
 from configurations import add_client2, configure, edit
 from cryptography import x509
-from exchanges import ANSWERED, Server, ask, client, connect, exchange, refuse
+from exchanges import ANSWERED, Server, ask, client, connect, exchange, presented, refuse
 from folders import changed, drop, keep_only, once, record, tree
 from programs import free_port, running
 from running import (
@@ -886,15 +886,6 @@ def test_a_ca_that_came_without_its_list_is_the_same_error_at_every_run(copy: Pa
 
 
 # --- A server that goes on -------------------------------------------------------------------
-
-
-def presented(port: int, keys: Path) -> int:
-    """Return the serial number of the certificate that a newcomer is shown."""
-    with connect(port, keys) as connection:
-        der = connection.getpeercert(True)
-        assert der and ask(connection, b"hola") == b"hello"
-        connection.unwrap()
-    return x509.load_der_x509_certificate(der).serial_number
 
 
 def test_sighup_takes_over_a_renewal_and_a_revocation_while_a_client_talks_on(

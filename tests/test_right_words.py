@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 from certificates import (
@@ -28,7 +27,7 @@ from certificates import (
     serial,
     sign,
 )
-from configurations import configure, edit
+from configurations import Keys, configure, edit
 from folders import drop, keep_only, tree
 from running import (
     DEADLINE,
@@ -49,7 +48,6 @@ from running import (
 )
 
 MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
-Keys = dict[str, Any]
 
 # --- Octets at the prompt that are no text ---------------------------------------------------
 

@@ -48,6 +48,8 @@ KEYS = {
     "ed25519": ("ED25519",),
     "ed448": ("ED448",),
 }
+# What the program is called with, for a key of each type.
+DIGESTS = {**dict.fromkeys(KEYS, "sha256"), "ed25519": "", "ed448": ""}
 
 
 def put(path: Path, text: str = SIGN, mode: int = 0o755) -> None:
@@ -116,8 +118,7 @@ def test_a_root_lives_without_its_key_ever_being_in_the_folder(
     result = fine(generate(tmp_path))
     assert states(result) == dict.fromkeys(("root", "master", "server", "client"), "made")
     # Its own certificate, its list, and master's certificate.
-    argument = "" if key.startswith("ed") else "sha256"
-    assert calls(tmp_path) == [argument] * 3
+    assert calls(tmp_path) == [DIGESTS[key]] * 3
     public = openssl("pkey", "-in", tmp_path / "key.pem", "-pubout")
     assert openssl("x509", "-in", root / "cert.pem", "-noout", "-pubkey") == public
 
@@ -509,11 +510,7 @@ NOT_CALLED = "keys/root/sign: -n does not call it, and does not verify what it w
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "arguments"),
-    [
-        (["master"], ()),
-        ([], ("--renew", "root", "master")),
-        ([], ("--revoke", "master")),
-    ],
+    [(["master"], ()), ([], ("--renew", "root", "master")), ([], ("--revoke", "master"))],
     ids=str,
 )
 def test_a_dry_run_does_not_call_a_program_and_says_so(
