@@ -91,3 +91,34 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[list[Server]]:
+    """The server that tests share, or none. It ends with the last test."""
+    servers: list[Server] = []
+    yield servers
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture
+def server(
+    shared: list[Server], made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with the shipped configuration's keys, as if it had just started.
+
+    The tests share one process, as long as it serves a client after each of them.
+    """
+    if not shared:
+        folder = tmp_path_factory.mktemp("shared")
+        shared.append(Server("-k", str(made / "keys/server"), cwd=folder))
+    yield shared[0]
+    try:
+        shared[0].settle(made / "keys/client")
+    except BaseException:
+        server = shared.pop()
+        server.process.kill()
+        server.process.wait()
+        raise

@@ -7,6 +7,7 @@ assert server.printed("accepted\nread: [hola]\nclosed\n")
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import signal
@@ -36,7 +37,7 @@ class Server:
         self.out = cwd / f"out-{time.monotonic_ns()}"
         self.err = self.out.with_name(self.out.name.replace("out", "err"))
         command = [sys.executable, str(script), "--port", "0", *arguments]
-        with self.out.open("w") as out, self.err.open("w") as err:
+        with self.out.open("a") as out, self.err.open("a") as err:
             self.process = subprocess.Popen(
                 command,
                 cwd=cwd,
@@ -54,6 +55,24 @@ class Server:
         match = re.search(r"listening on \S+ port ([0-9]+)", self.err.read_text())
         assert match, self.err.read_text()
         self.port = int(match[1])
+        self.descriptors = self.opened()
+
+    def opened(self) -> int:
+        """Return how many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def settle(self, keys: Path) -> None:
+        """Wait until it has served all its clients, and forget what it printed of them."""
+        self.wait_for(lambda: self.opened() == self.descriptors)
+        with connect(self.port, keys) as connection:
+            assert ask(connection, b"the last one") == b"the last one"
+            connection.unwrap().close()
+        self.wait_for(
+            lambda: self.out.read_bytes().endswith(b"read: [the last one]\nclosed\n")
+        )
+        self.wait_for(lambda: self.opened() == self.descriptors)
+        os.truncate(self.out, 0)
+        self.err.write_text(f"listening on localhost port {self.port}\n")
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Poll until a condition holds, or fail with the end of what the server printed."""

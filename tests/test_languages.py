@@ -118,12 +118,6 @@ def revoked(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def server(made: Path, serve: Callable[..., Server]) -> Server:
-    """A server with the keys of the shipped configuration."""
-    return serve("-k", str(made / "keys/server"))
-
-
 def prepare(program: Program, folder: Path, tmp_path: Path, port: int) -> Path:
     """Copy a folder of keys, and put the files of a program's page into it."""
     if program == WOLFSSL:

@@ -49,12 +49,6 @@ RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
 Serve = Callable[..., Server]
 
 
-@pytest.fixture
-def server(made: Path, serve: Serve) -> Server:
-    """A server with the shipped configuration's keys."""
-    return serve("-k", str(made / "keys/server"))
-
-
 def error_lines(server: Server) -> list[str]:
     """Return what a server has printed on standard error since it listens."""
     return server.err.read_text().splitlines()[1:]
@@ -824,8 +818,9 @@ def served_within(seconds: float, server: Server, keys: Path) -> bool:
     ids=["no-utf-8", "control", "plain", "many-lines"],
 )
 def test_a_good_client_is_served_beside_500_lines_to_escape(
-    made: Path, server: Server, text: bytes
+    made: Path, serve: Serve, text: bytes
 ) -> None:
+    server = serve("-k", str(made / "keys/server"))
     keys = made / "keys/client"
     with contextlib.ExitStack() as stack:
         greedy = [stack.enter_context(connect(server.port, keys)) for _ in range(500)]
@@ -910,8 +905,9 @@ FFDHE8192 = b"\x01\x04"
 
 @pytest.mark.slow
 def test_a_good_client_is_served_beside_300_hellos_with_a_large_group(
-    made: Path, server: Server
+    made: Path, serve: Serve
 ) -> None:
+    server = serve("-k", str(made / "keys/server"))
     greedy = hello(FFDHE8192, b"\x7f" * 1024)
     with contextlib.ExitStack() as stack:
         for _ in range(300):
