@@ -1126,6 +1126,25 @@ def test_a_list_is_refreshed_in_the_last_third_of_its_life(tmp_path: Path) -> No
     assert tree(tmp_path) == before
 
 
+def test_a_list_is_backdated_by_a_twelfth_of_its_life_and_at_most_a_day(
+    tmp_path: Path,
+) -> None:
+    def short(keys: dict[str, Any]) -> None:
+        keys["root"]["validity"] = {"notBefore": "-9d", "notAfter": "9y", "nextUpdate": "60d"}
+        keys["master"]["validity"] = {"notBefore": "-9d", "notAfter": "8y", "nextUpdate": "6h"}
+
+    now = in_days(0).replace(microsecond=0)
+    edit(tmp_path, short)
+    generate_here(tmp_path, now=now)
+    begins = {
+        name: lists(tmp_path / f"keys/{name}/crl.pem")[0].last_update_utc
+        for name in ("root", "master")
+    }
+    # The script's clock is a second behind.
+    assert begins["root"] == now - timedelta(days=1, seconds=1)
+    assert begins["master"] == now - timedelta(minutes=30, seconds=1)
+
+
 def test_a_second_run_leaves_a_list_that_lives_for_hours(tmp_path: Path) -> None:
     edit(tmp_path, lambda keys: keys["root"]["validity"].update(nextUpdate="6h"))
     fine(generate_here(tmp_path))

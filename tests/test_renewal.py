@@ -364,6 +364,23 @@ def test_without_the_roots_key_a_due_master_stays_in_force_until_it_is_signed_el
     assert judge(keys / "client", keys / "server").returncode == 0
 
 
+def test_a_node_does_not_outlive_a_root_that_was_renewed_for_less_than_its_master_has(
+    copy: Path,
+) -> None:
+    def shorten(keys: dict[str, Any]) -> None:
+        keys["root"]["validity"]["notAfter"] = "100d"
+        keys["nodes"]["client2"] = keys["nodes"]["client"]
+
+    keys = copy / "keys"
+    edit(copy, shorten)
+    generate_here(copy, "--renew", "root")
+    ends = {
+        name: certificate(keys / name / "cert.pem").not_valid_after_utc
+        for name in ("root", "master", "client2")
+    }
+    assert ends["client2"] == ends["root"] < ends["master"]
+
+
 @pytest.mark.parametrize("name", ["root", "master"])
 def test_a_ca_whose_subject_has_changed_is_not_renewed(copy: Path, name: str) -> None:
     edit(copy, lambda keys: keys[name]["subject"].update(organizationName="Another"))

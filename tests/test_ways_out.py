@@ -672,6 +672,21 @@ def test_an_order_to_revoke_what_is_in_a_record_that_cannot_be_read(
     assert serial(keys / "client") in revoked_serials(keys / "master/crl.pem"), "the twin"
 
 
+def test_a_list_that_a_ca_cannot_write_does_not_reach_its_nodes(copy: Path) -> None:
+    keys = copy / "keys"
+    before = tree(keys)
+    (keys / "master").chmod(0o500)
+    try:
+        result = as_user(copy, "--revoke", "client")
+    finally:
+        (keys / "master").chmod(0o700)
+    assert result.returncode == 1
+    assert any("keys/master/crl.pem" in line for line in errors(result)), result.stderr
+    assert changed(before, tree(keys)) == set()
+    assert states(fine(as_user(copy, "--revoke", "client")))["client"] == "revoked"
+    assert serial(keys / "client") in revoked_serials(keys / "server/crl.pem")
+
+
 def test_a_folder_that_is_no_entrys_may_be_closed_to_the_run(copy: Path) -> None:
     foreign = copy / "keys/lost+found"
     foreign.mkdir()
