@@ -1138,6 +1138,19 @@ def test_a_level_that_openssl_cnf_raises_is_not_lowered(tmp_path: Path, made: Pa
     assert int(run(sys.executable, "-B", "-c", load, env=env).stdout) == max(level, 2)
 
 
+@pytest.mark.parametrize("script_", [simple_https_server, simple_https_client])
+def test_a_level_that_excludes_the_only_group_is_an_error_that_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, script_: ModuleType
+) -> None:
+    # As in Debian 12, whose Python takes its level from openssl.cnf.
+    monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", (3, 0, 0))
+    monkeypatch.setattr(ssl.SSLContext, "security_level", 3)
+    assert script_.new_context().minimum_version == ssl.TLSVersion.TLSv1_3
+    monkeypatch.setattr(ssl.SSLContext, "security_level", 4)
+    with pytest.raises(ValueError, match=r"openssl\.cnf: a SECLEVEL above 3 excludes"):
+        script_.new_context()
+
+
 # --- The client at the end -------------------------------------------------------------------
 
 
