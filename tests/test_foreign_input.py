@@ -377,8 +377,11 @@ EXTENSIONS = {
         "otherName:1.3.6.1.5.5.7.8.5;UTF8:a@b.example, DNS:b.example",
         "otherName:1.3.6.1.5.5.7.8.5;UTF8:a@b.example, DNS:b.example",
     ),
-    "user-of-200": Written("subjectAltName", USER + "x" * 200, USER + "x" * 200),
-    "user-of-300": Written("subjectAltName", USER + "x" * 300, USER + "x" * 300),
+    # The length of a text has another form in DER from 128 octets on, and from 256 on.
+    **{
+        f"user-of-{count}": Written("subjectAltName", USER + "x" * count, USER + "x" * count)
+        for count in (127, 128, 255, 256)
+    },
     "registered": Written("subjectAltName", "RID:1.2.840.113549", "RID:1.2.840.113549"),
     "ldap": Written("crlDistributionPoints", [f"URI:{LDAP}"], f"@s\n[s]\nURI={LDAP}"),
     "points": Written(
