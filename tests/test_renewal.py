@@ -27,11 +27,21 @@ from certificates import (
 )
 from configurations import add_client2, configure, edit
 from cryptography import x509
-from exchanges import ANSWERED, Server, ask, client, connect, exchange, presented, refuse
+from exchanges import (
+    ANSWERED,
+    Serve,
+    ask,
+    client,
+    connect,
+    exchange,
+    presented,
+    refuse,
+)
 from folders import changed, drop, keep_only, once, record, tree
 from programs import free_port, running
 from running import (
     GENERATE,
+    MASTERS,
     Result,
     faults,
     fine,
@@ -45,10 +55,8 @@ from running import (
     warned,
 )
 
-MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase that nodes need; root's is another
 NODES = ["server", "client", "client2"]
 REVOKED = "certificate revoked"
-Serve = Callable[..., Server]
 
 
 class Change(NamedTuple):

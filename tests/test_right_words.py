@@ -32,6 +32,7 @@ from folders import drop, keep_only, tree
 from running import (
     DEADLINE,
     GENERATE,
+    MASTERS,
     PHRASES,
     Result,
     Terminal,
@@ -46,8 +47,6 @@ from running import (
     run,
     states,
 )
-
-MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
 
 # --- Octets at the prompt that are no text ---------------------------------------------------
 

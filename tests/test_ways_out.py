@@ -47,6 +47,7 @@ from folders import changed, drop, once, seldom, tree
 from needs import needs
 from running import (
     GENERATE,
+    MASTERS,
     PHRASES,
     Result,
     Terminal,
@@ -65,7 +66,6 @@ from running import (
 )
 
 pytestmark = pytest.mark.slow  # years pass in nearly all of them
-MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
 CAS, NODES = ["root", "master"], ["server", "client"]
 
 
