@@ -57,6 +57,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 try:
     import argparse
     import base64
+    import errno
     import fcntl
     import getpass
     import hashlib
@@ -736,9 +737,9 @@ def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certi
     """Return a new certificate for the same key. Raises Fault, OSError."""
     path = f"{task.folder.path}/cert.pem"
     if task.entry.is_ca:
-        if certificate.subject != task.entry.subject:
-            where = task.entry.where
-            why = f"its children name its subject, which {where} has changed"
+        if comparable(certificate.subject) != comparable(task.entry.subject):
+            name = certificate.subject.rfc4514_string()
+            why = f"its children name its subject, so {task.entry.where} must say it: {name}"
             raise Fault(f"{path}: can't be renewed: {why}")
         refuse_if_serial_is_named(task, certificate)
 
@@ -795,6 +796,9 @@ def certify(task: Task, key: object) -> x509.Certificate:
 
     signer = task.signer
     if task.above is not None:
+        if task.above.not_after <= task.run.now:
+            why = "a certificate above it has expired: --renew that one first"
+            raise Fault(f"{task.folder.path}/cert.pem: can't be made anew: {why}")
         refuse_revoked_key(task, public_key, task.above)
         signer = task.above.signer
 
@@ -813,7 +817,8 @@ def check_dates(entry: Entry, run: Run) -> None:
     if entry.not_before > run.present:
         date = entry.not_before.date()
         raise Fault(
-            f"{entry.where}.validity.notBefore: {date} is in the future: set the clock"
+            f"{entry.where}.validity.notBefore: {date} is in the future: "
+            "set the clock, or give it an earlier date"
         )
 
 
@@ -1070,9 +1075,8 @@ def newly_revoked(
         # A root's record has its own old certificates, too. A root can't be revoked by a list.
         if name not in orders.revoke or name == task.entry.name:
             continue
-        certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
-        serial_number = certificate.serial_number
-        if certificate.not_valid_after_utc <= task.run.now:
+        serial_number = number_to_revoke(task, file_name, problems)
+        if serial_number is None:
             continue
 
         before = on_list.get(serial_number)
@@ -1085,6 +1089,25 @@ def newly_revoked(
             text = f"has {name} already ({reason_of(before)}): nothing changes for it"
             problems.append(Problem("warning", f"{task.folder.path}/crl.pem: {text}"))
     return added
+
+
+def number_to_revoke(task: Task, file_name: str, problems: list[Problem]) -> int | None:
+    """Return the serial number of a recorded certificate; None if it needs no revocation."""
+    try:
+        certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
+    except (Fault, OSError) as error:
+        # The file's name has the number, too: a damaged record must not save a thief.
+        number = re.search("-([0-9A-F]{1,40})[.]pem$", file_name)
+        if number is None or not 0 < int(number[1], 16) < 2**LONGEST_SERIAL_NUMBER:
+            problems.append(problem_of(error, file_name))
+            return None
+        path = f"{task.folder.path}/issued/{file_name}"
+        text = f"{path}: can't be read: revoked by the number in its name"
+        problems.append(Problem("warning", text))
+        return int(number[1], 16)
+    if certificate.not_valid_after_utc <= task.run.now:
+        return None
+    return certificate.serial_number
 
 
 COMPROMISES = ("keyCompromise", "cACompromise", "aACompromise")
@@ -1126,7 +1149,8 @@ def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
             raise Fault(f"{file.path}: is damaged, or is not what its name says")
     if copy is None and task.folder.record and task.signer.is_here():
         raise Fault(
-            f"{path}: is lost, and no node has a copy: put back the newest copy that you have"
+            f"{path}: is lost, and no node has a copy: put back the newest copy that you "
+            f"have, or rm -r {task.folder.path} for a new key"
         )
     return copy
 
@@ -1297,6 +1321,15 @@ class Verifier:
         signed = [crl for crl in self.lists[:1] if crl.signature != NOT_SIGNED]
         self.ca_store = self.store(self.chain[0], signed, FLAGS.PARTIAL_CHAIN)
 
+    def check_alone(self, path: str) -> None:
+        """Have OpenSSL look at the CA itself, but not at its signature. Raises Fault."""
+        ca = crypto.X509.from_cryptography(self.chain[0])
+        try:
+            store = self.store(self.chain[0], (), FLAGS.PARTIAL_CHAIN)
+            crypto.X509StoreContext(store, ca).verify_certificate()
+        except crypto.X509StoreContextError as error:
+            raise Fault(f"{path}: {error}: {NEW_CROSS}") from None
+
     def store(
         self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
     ) -> crypto.X509Store:
@@ -1340,6 +1373,10 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
     if task.folder.key_pem is not None and os.stat(task.signer.path).st_mode & 0o077:
         text = f"other users can reach it: chmod 600 {task.signer.path}"
         yield Problem("warning", f"{task.signer.path}: {text}")
+
+    if task.above is not None and "cross.pem" in task.folder.file_names:
+        text = "is used in a root's folder only: move it there, or remove it"
+        yield Problem("warning", f"{task.folder.path}/cross.pem: {text}")
 
     is_readable = task.signer.is_here() and not task.signer.is_locked()
     if is_readable and task.signer.open().public_key() != public_key:
@@ -1389,10 +1426,14 @@ def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> No
 
 
 def check_path_length(
-    task: Task, path: str, certificate: x509.Certificate, advice: str = MEND
+    task: Task,
+    path: str,
+    certificate: x509.Certificate,
+    advice: str = MEND,
+    cas_between: int = 0,
 ) -> None:
     """Raise Fault if a CA's pathlen is too short for the CAs below it."""
-    levels = levels_of_cas_below(task.run.entries, task.entry.name)
+    levels = cas_between + levels_of_cas_below(task.run.entries, task.entry.name)
     constraints = extension_of(certificate, x509.BasicConstraints)
     if constraints is not None and constraints.path_length is not None:
         limit = constraints.path_length
@@ -1432,7 +1473,11 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
     different: set[str] = set()
     if key_type(public_key) != task.entry.key_type:
         different.add("key type")
-    if certificate.subject != task.entry.subject:
+    # A renewed CA keeps its subject as it is, even where the same is written in another way.
+    is_same = certificate.subject == task.entry.subject
+    if task.entry.is_ca:
+        is_same = comparable(certificate.subject) == comparable(task.entry.subject)
+    if not is_same:
         different.add("subject")
 
     found = set()
@@ -1462,16 +1507,14 @@ def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) ->
         problems.append(problem_of(error, path))
         return None
     try:
-        check_cross(task, anchor, chain[0])
-        # The certificates of the higher CA's own issuers may follow.
-        for number in range(1, len(chain)):
-            check_issuer(path, chain[number - 1], chain[number])
+        check_cross(task, anchor, chain)
     except Fault as error:
         problems.append(problem_of(error, path))
         return b""
-    if is_due(task.run, chain[0]):
-        ends = chain[0].not_valid_after_utc.date()
-        problems.append(Problem("warning", f"{path}: ends on {ends}: have a new one made"))
+    for certificate in chain:
+        if is_due(task.run, certificate):
+            ends = certificate.not_valid_after_utc.date()
+            problems.append(Problem("warning", f"{path}: ends on {ends}: have a new one made"))
     return to_pem(*chain)
 
 
@@ -1482,21 +1525,42 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
         raise Fault(f"{path}: is not a higher CA's certificate for this name and key")
 
 
-def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
-    """Check that the anchor's certificate from a higher CA is good. Raises Fault."""
+def check_cross(
+    task: Task, anchor: x509.Certificate, chain: Sequence[x509.Certificate]
+) -> None:
+    """Check an anchor's certificate from a higher CA, and the higher CA's own issuers.
+
+    Raises Fault.
+    """
     path = f"{task.folder.path}/cross.pem"
-    check_ca(path, cross, NEW_CROSS)
-    if subject_key_identifier(cross) != subject_key_identifier(anchor):
+    for number, certificate in enumerate(chain):
+        if number > 0:
+            check_issuer(path, chain[number - 1], certificate)
+        # Those who trust the root above all have it themselves.
+        if certificate.subject != certificate.issuer:
+            check_higher_ca(task, path, certificate, number)
+    if subject_key_identifier(chain[0]) != subject_key_identifier(anchor):
         raise Fault(
             f"{path}: has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
         )
-    check_digest(path, cross)
 
-    check_path_length(task, path, cross, NEW_CROSS)
-    if cross.not_valid_after_utc <= task.run.now:
+
+def check_higher_ca(
+    task: Task, path: str, certificate: x509.Certificate, cas_between: int
+) -> None:
+    """Check one certificate of a cross.pem. Raises Fault."""
+    check_ca(path, certificate, NEW_CROSS)
+    check_digest(path, certificate)
+    check_key(path, certificate.public_key())
+    check_path_length(task, path, certificate, NEW_CROSS, cas_between)
+    if certificate.not_valid_after_utc <= task.run.now:
         raise Fault(f"{path}: has expired: {NEW_CROSS}")
-    if cross.not_valid_before_utc > task.run.present:
-        raise Fault(f"{path}: begins on {cross.not_valid_before_utc.date()}: set the clock")
+    if certificate.not_valid_before_utc > task.run.present:
+        begins = certificate.not_valid_before_utc.date()
+        raise Fault(f"{path}: begins on {begins}: {NEW_CROSS}, or set the clock")
+    # OpenSSL looks at all extensions. Its issuer may not be here, so it is trusted itself.
+    verifier = Verifier(task.entry.name, (certificate,), (), task.run.verify_at)
+    verifier.check_alone(path)
 
 
 def check_issuer(path: str, certificate: x509.Certificate, issuer: x509.Certificate) -> None:
@@ -1862,7 +1926,11 @@ def load_certificate(path: str) -> x509.Certificate:
 
 def load_certificates(path: str) -> list[x509.Certificate]:
     """Return the certificates in a PEM file, at least one. Raises Fault, OSError."""
-    data = read_file(path)
+    return certificates_in(path, read_file(path))
+
+
+def certificates_in(path: str, data: bytes) -> list[x509.Certificate]:
+    """Return the certificates in what a PEM file holds, at least one. Raises Fault."""
     try:
         certificates = x509.load_pem_x509_certificates(data)
         for certificate in certificates:
@@ -1870,14 +1938,29 @@ def load_certificates(path: str) -> list[x509.Certificate]:
             certificate.public_key()
             _ = certificate.extensions
     except INVALID:
-        raise Fault(f"{path}: is damaged, or is not what its name says") from None
+        raise damaged(path, data, "x509") from None
+    # cryptography passes over a certificate that was cut short.
+    if len(re.findall(b"-BEGIN [A-Z0-9 ]*CERTIFICATE-", data)) != len(certificates):
+        raise Fault(f"{path}: holds a certificate that is damaged, or of another kind")
     for certificate in certificates:
-        if certificate.serial_number <= 0:
-            why = (
-                "its serial number is not positive, so it can't be revoked (RFC 5280, 4.1.2.2)"
-            )
-            raise Fault(f"{path}: {why}: have a new one made")
+        number = certificate.serial_number
+        if number <= 0 or number.bit_length() > LONGEST_SERIAL_NUMBER:
+            why = "its serial number is not positive, or has more than 20 octets"
+            advice = "so it can't be revoked (RFC 5280, 4.1.2.2): have a new one made"
+            raise Fault(f"{path}: {why}, {advice}")
     return certificates
+
+
+# Bits: 20 octets, as in RFC 5280, of which DER needs one bit for the sign.
+LONGEST_SERIAL_NUMBER = 159
+
+
+def damaged(path: str, data: bytes, command: str) -> Fault:
+    """Return what is wrong with a file that openssl's `command` may be able to convert."""
+    if data and b"-----BEGIN" not in data:
+        advice = f"openssl {command} -inform DER -in {path} -out new.pem"
+        return Fault(f"{path}: is not in PEM: {advice} && mv new.pem {path}")
+    return Fault(f"{path}: is damaged, or is not what its name says")
 
 
 def load_request(path: str) -> Request:
@@ -1886,7 +1969,7 @@ def load_request(path: str) -> Request:
     try:
         return read_request(pem)
     except INVALID:
-        raise Fault(f"{path}: is damaged, or is not what its name says") from None
+        raise damaged(path, pem, "req") from None
 
 
 # The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
@@ -2082,6 +2165,8 @@ class Disk:
             if name not in there or self.read(f"{folder}/{name}") != data:
                 changed[name] = data
 
+        if changed and self.is_dry:
+            check_writable(folder, there, next(iter(changed)))
         if not there and not self.is_dry:
             make_folder(folder, changed)
         for name, data in changed.items():
@@ -2096,6 +2181,16 @@ class Disk:
         """Remove a file. Raises OSError."""
         if not self.is_dry:
             os.unlink(path)
+
+
+def check_writable(folder: str, there: Collection[str], name: str) -> None:
+    """Raise OSError if a run that is not dry could not write a file."""
+    path = f"{folder}/{name}"
+    parent = folder
+    if not there:
+        parent = os.path.dirname(folder)
+    if os.path.exists(parent) and not os.access(parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def make_folder(path: str, files: Mapping[str, bytes]) -> None:
@@ -2321,22 +2416,20 @@ class UnusableKey(Exception):
 def load_key(pem: bytes, phrase: bytes | None) -> object:
     """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
-    OpenSSL reads some keys that cryptography does not, such as EC keys with 31 or 33 octets,
-    which some programs write. cryptography takes an RSA-PSS key for a plain one, and reads
+    Servers and clients read it with OpenSSL, so OpenSSL has to read it here. It reads some
+    keys that cryptography does not, such as EC keys with 31 or 33 octets, which some programs
+    write. cryptography takes an RSA-PSS key for a plain one, and reads PEM in one line, and
     Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 can't.
     """
     if PKCS8_VERSION_2 in der_of(pem):
         raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
-    try:
-        key: object = serialization.load_pem_private_key(pem, phrase)
-        if not isinstance(key, rsa.RSAPrivateKey):
-            return key
-    except ValueError:
-        pass
     loaded = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, phrase or b"")
     if loaded.type() == EVP_PKEY_RSA_PSS:
         raise UnusableKey("is an RSA-PSS key, and its certificate would say plain RSA")
-    return loaded.to_cryptography_key()
+    try:
+        return serialization.load_pem_private_key(pem, phrase)
+    except ValueError:
+        return loaded.to_cryptography_key()
 
 
 def make_key(run: Run, entry: Entry, folder: Folder) -> Signer:
@@ -2546,7 +2639,7 @@ def public_key_of(folder: Folder) -> object:
         try:
             return serialization.load_pem_public_key(read_file(path))
         except INVALID:
-            raise Fault(f"{path}: is damaged, or is not what its name says") from None
+            raise damaged(path, read_file(path), "pkey -pubin -pubout") from None
     # match() compares these two with each other.
     if folder.certificate is not None:
         return folder.certificate.public_key()
@@ -2967,7 +3060,7 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
         except INVALID as error:
             # Not of a collection, as aliases of aliases can make one that is immense.
             shown = ""
-            if not isinstance(item, (dict, list, set)):
+            if item is not None and not isinstance(item, (dict, list, set)):
                 shown = f"{item!r}: "
             raise ConfigurationError(f"{where}.{field}: {shown}{error}") from None
 
@@ -3018,7 +3111,7 @@ def fields_of(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 def refuse_unknown(field: str, item: object) -> None:
     """Raise ValueError if there is no such field."""
     group, _, name = field.partition(".")
-    if field in FORMS or (group == "extensions" and is_nameless_extension(name)):
+    if field in FORMS or is_nameless(group, name):
         return
     # Within a group, ~ may also remove a field that is not there.
     if item is None and group in GROUPS:
@@ -3038,9 +3131,13 @@ def refuse_unknown(field: str, item: object) -> None:
     raise ValueError(f"unknown field: the known ones are {', '.join(known)}")
 
 
-def is_nameless_extension(name: str) -> bool:
-    """Tell whether a field is the OID of an extension that has no name here."""
-    return re.fullmatch(OID, name) is not None and extension_row(name).name == name
+def is_nameless(group: str, name: str) -> bool:
+    """Tell whether a field is the OID of an extension or attribute that has no name here."""
+    if not re.fullmatch(OID, name):
+        return False
+    if group == "subject":
+        return name not in [oid.dotted_string for oid, _ in SUBJECT_FIELDS.values()]
+    return group == "extensions" and extension_row(name).name == name
 
 
 def check_fields(
@@ -3102,9 +3199,11 @@ def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
     """Return the texts of a list or of an extension, or the one text. Raises ValueError."""
     group, _, _ = field.partition(".")
     if isinstance(item, list):
-        if group not in ("subject", "extensions", "trust") or not item:
+        if group not in ("subject", "extensions", "trust"):
             why = "only trust, subject and extensions may hold lists"
             raise ValueError(f"is a list, not text: {why}")
+        if not item:
+            raise ValueError("is an empty list: ~ leaves a field out")
         return tuple(with_name(text_of(each), name) for each in item)
     text = with_name(text_of(item), name)
     if group not in ("extensions", "trust"):
@@ -3119,6 +3218,8 @@ def text_of(item: object) -> str:
         raise ValueError("is a mapping, not text")
     if isinstance(item, list):
         raise ValueError("is a list, not text")
+    if item is None:
+        raise ValueError("is empty, not text")
     if not isinstance(item, str):
         traps = "(NO is false, 0123 is octal)"
         raise ValueError(f"YAML does not read this as text {traps}: put it in quotes")
@@ -3143,7 +3244,10 @@ def read_value(field: str, parts: tuple[str, ...], is_ca: bool, now: datetime) -
     for part in parts:
         check_form(part, FORMS.get(field, ".+"))
     if group == "subject":
-        oid, _ = SUBJECT_FIELDS[name]
+        if name in SUBJECT_FIELDS:
+            oid, _ = SUBJECT_FIELDS[name]
+        else:
+            oid = x509.ObjectIdentifier(name)
         return [name_attribute(oid, part) for part in parts]
     if group == "extensions":
         return read_extension(name, parts, is_ca)
@@ -3241,8 +3345,10 @@ def read_extension(name: str, parts: Sequence[str], is_ca: bool) -> Extension:
     if not items:
         raise ValueError(f"nothing of the form {row.form} follows critical")
     for item in items:
-        if not re.fullmatch(row.form, item) or items.count(item) > 1:
-            text = f"{item!r} is given twice, or is not of the form {row.form}"
+        if items.count(item) > 1:
+            raise ValueError(f"{item!r} is given twice")
+        if not re.fullmatch(row.form, item):
+            text = f"{item!r} is not of the form {row.form}"
             if len(items) > 1:
                 text += "; a part with a comma needs a YAML list of parts, or %2C in a URI"
             raise ValueError(text)
@@ -3315,18 +3421,26 @@ def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
     spellings: list[object] = []
     for item in parts.items:
         name = read_name(item)
-        # Upper and lower case mean the same host.
-        spelling: object = name
-        if isinstance(name, x509.DNSName):
-            spelling = name.value.lower()
-        if isinstance(name, x509.RFC822Name):
-            mailbox, _, host = name.value.partition("@")
-            spelling = (mailbox, host.lower())
+        spelling = comparable_name(name)
         if spelling in spellings:
             raise ValueError(f"{item!r} is given twice, in different spellings")
         names.append(name)
         spellings.append(spelling)
     return x509.SubjectAlternativeName(names)
+
+
+def comparable_name(name: x509.GeneralName) -> object:
+    """Return a form of a name that is equal for equal names (RFC 5280, 7.2, 7.4 and 7.5)."""
+    # Upper and lower case mean the same host, and the same scheme of a URI.
+    if isinstance(name, x509.DNSName):
+        return name.value.lower()
+    if isinstance(name, x509.RFC822Name):
+        mailbox, _, host = name.value.partition("@")
+        return mailbox, host.lower()
+    if isinstance(name, x509.UniformResourceIdentifier):
+        scheme_and_host = "[^:]+:(//[^/?#@]*(?![^/?#]))?"
+        return re.sub(scheme_and_host, lambda found: found[0].lower(), name.value, count=1)
+    return name
 
 
 def read_name_constraints(parts: Parts) -> x509.NameConstraints:
@@ -3349,7 +3463,12 @@ def read_policies(parts: Parts) -> x509.CertificatePolicies:
 
 def read_distribution_points(parts: Parts) -> x509.CRLDistributionPoints:
     """Read `URI:http://…` (RFC 5280, section 4.2.1.13)."""
-    names = [read_name(item) for item in parts.items]
+    names: list[x509.GeneralName] = []
+    for item in parts.items:
+        name = read_name(item)
+        if comparable_name(name) in [comparable_name(each) for each in names]:
+            raise ValueError(f"{item!r} is given twice, in different spellings")
+        names.append(name)
     points = [x509.DistributionPoint([name], None, None, None) for name in names]
     return x509.CRLDistributionPoints(points)
 
@@ -3431,17 +3550,14 @@ def read_name(item: str) -> x509.GeneralName:
 def read_other_name(value: str) -> x509.OtherName:
     """Read `1.3.6.1.4.1.311.20.2.3;UTF8:robot@example`, such as a UPN. Raises ValueError."""
     dotted, _, text = value.partition(";UTF8:")
-    if not re.fullmatch(OID, dotted) or not text:
-        raise ValueError("an otherName has the form OID;UTF8:TEXT")
     content = text.encode()
-    length = len(content).to_bytes(2, "big")
-    # The tag of a UTF8String in DER, and that its length has two octets (X.690, 8.1.3.5).
-    der = b"\x0c\x82" + length + content
-    if len(content) < 128:
-        der = b"\x0c" + length[1:] + content
-    elif len(content) < 256:
-        der = b"\x0c\x81" + length[1:] + content
-    return x509.OtherName(x509.ObjectIdentifier(dotted), der)
+    octets = (len(content).bit_length() + 7) // 8
+    length = len(content).to_bytes(octets, "big")
+    # A length of 128 and more is preceded by the number of its octets (X.690, 8.1.3.5).
+    if len(content) >= 128:
+        length = bytes([128 + octets]) + length
+    # The first octet is the tag of a UTF8String in DER.
+    return x509.OtherName(x509.ObjectIdentifier(dotted), b"\x0c" + length + content)
 
 
 def read_subtree(item: str) -> x509.GeneralName:
@@ -3457,9 +3573,12 @@ def read_subtree(item: str) -> x509.GeneralName:
 def read_text_name(kind: str, value: str, forms: Mapping[str, str]) -> x509.GeneralName:
     """Read a name that is a text. Raises ValueError."""
     if not re.fullmatch(forms[kind], value):
-        raise ValueError(
-            f"{value!r} is not a valid {kind} name (a host name is ASCII, or begins with xn--)"
-        )
+        why = f"{value!r} is not a valid {kind} name"
+        if not value.isascii():
+            why += " (a host name is ASCII, or begins with xn--)"
+        elif "*" in value:
+            why += " (a wildcard is the first label, and at least two others follow)"
+        raise ValueError(why)
     return GENERAL_NAMES[kind](value)
 
 
@@ -3512,7 +3631,7 @@ ROWS = (
     ExtensionRow(
         "subjectAltName",
         x509.SubjectAlternativeName.oid,
-        "(DNS|IP|URI|email|RID|otherName):.+",
+        f"(DNS|IP|URI|email):.+|RID:{OID}|otherName:{OID};UTF8:.+",
         read_alternative_name,
     ),
     ExtensionRow(
@@ -3615,8 +3734,9 @@ def json_line(run: Run, name: str, issuer: str | None, is_ca: bool, outcome: Out
     folder = os.path.join(run.keys, name)
     certificate = None
     # What is wrong with the file is one of the problems.
-    with suppress(OSError, *INVALID):
-        certificate = x509.load_pem_x509_certificate(run.disk.read(f"{folder}/cert.pem"))
+    path = f"{folder}/cert.pem"
+    with suppress(OSError, Fault):
+        certificate = certificates_in(path, run.disk.read(path))[0]
 
     written = list(outcome.written)
     if run.disk.is_dry:
@@ -3631,7 +3751,7 @@ def json_line(run: Run, name: str, issuer: str | None, is_ca: bool, outcome: Out
         "name": name,
         "issuer": issuer,
         "state": outcome.state,
-        **certificate_fields(run, f"{folder}/cert.pem", certificate),
+        **certificate_fields(run, path, certificate),
         **list_fields(run, f"{folder}/crl.pem", certificate, is_ca),
         "written": written,
         "problems": [problem._asdict() for problem in problems],
@@ -3746,6 +3866,9 @@ def problem_of(error: Exception, where: str) -> Problem:
     if isinstance(error, OSError):
         # For a rename, filename2 is the target.
         name = error.filename2 or error.filename or where
+        if isinstance(error, FileNotFoundError) and os.path.islink(name):
+            text = f"{name}: is a link to {os.readlink(name)}, which does not exist"
+            return Problem("error", text)
         return Problem("error", f"{name}: {error.strerror}")
     return Problem("error", f"{where}: {error}")
 
@@ -3850,6 +3973,8 @@ def check_orders(
 
     for name in sorted(unknown):
         text = "no entry has this name, or no certificate was made for it"
+        if name in [entry.name for entry in entries if entry.issuer is None]:
+            text = "signs itself, so no list can revoke it: remove it from what trusts it"
         raise ConfigurationError(f"{name}: {text}")
 
 
@@ -3860,11 +3985,10 @@ def recorded(keys: str, entries: Sequence[Entry]) -> dict[str, list[str]]:
         folder = os.path.join(keys, entry.name, "issued")
         if not entry.is_ca:
             continue
-        try:
-            file_names = sorted(os.listdir(folder))
-        except FileNotFoundError:
+        # A link to nowhere is an error when the CA's turn comes.
+        if not os.path.lexists(folder) and not os.path.islink(os.path.dirname(folder)):
             continue
-        for file_name in file_names:
+        for file_name in sorted(os.listdir(folder)):
             name, _, _ = file_name.rpartition("-")
             # A root's own certificates can't be revoked by a list of its own.
             if file_name.endswith(".pem") and name != entry.name:
@@ -3883,12 +4007,14 @@ def has_expired(path: str, now: datetime) -> bool:
 def without_library_warnings() -> Iterator[None]:
     """Silence what cryptography says about certificates of other software.
 
-    It warns of a commonName of more than 64 octets, but the limit is 64 characters; and of a
-    serial number that is not positive, which load_certificates refuses.
+    It warns of a commonName of more than 64 octets, but the limit is 64 characters; of a
+    serial number that is not positive, which load_certificates refuses; and of a
+    Diffie-Hellman key, which check_key refuses.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attribute's length must be")
         warnings.filterwarnings("ignore", "Parsed a .*serial number")
+        warnings.filterwarnings("ignore", "Diffie-Hellman")
         yield
 
 

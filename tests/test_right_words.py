@@ -22,6 +22,7 @@ from certificates import (
     NEW_KEY,
     SUBJECT,
     certificate,
+    cross_certify,
     lists,
     number,
     revoked_serials,
@@ -271,9 +272,48 @@ def test_a_link_to_an_absent_stick_is_named_and_does_not_exist_as_a_file(
 ) -> None:
     link(copy / place)
     lines = complaints(generate(copy, "--renew", "client"), "error", 1)
-    assert place in lines[0]
+    assert f"{place}: is a link to /media/stick/absent, which does not exist" in lines[0]
     assert not [line for line in lines if "File exists" in line], lines
     assert os.readlink(copy / place) == "/media/stick/absent", "the link stays"
+
+
+@pytest.mark.parametrize("place", ["keys/master", "keys/master/issued"])
+def test_a_revocation_whose_record_is_on_an_absent_stick_is_not_an_unknown_name(
+    copy: Path, place: str
+) -> None:
+    stick = copy / "stick"
+    (copy / place).rename(stick)
+    (copy / place).symlink_to("/media/stick/absent")
+    lines = complaints(generate(copy, "--revoke", "client"), "error", 1)
+    assert f"{place}: is a link to" in lines[0]
+    (copy / place).unlink()
+    (copy / place).symlink_to(stick)
+    result = fine(generate(copy, "--revoke", "client"))
+    assert states(result)["client"] == "revoked", "the twin"
+
+
+CONVERSIONS = {
+    "keys/server/cert.pem": "x509",
+    "keys/root/cross.pem": "x509",
+    "keys/server/csr.pem": "req",
+}
+
+
+@pytest.mark.parametrize("place", CONVERSIONS)
+def test_a_file_in_der_is_converted_by_the_command_in_the_line(copy: Path, place: str) -> None:
+    path = copy / place
+    key = ("-key", copy / "keys/server/key.pem", "-passin", "pass:sros")
+    if path.name == "csr.pem":
+        openssl("req", "-new", *key, "-subj", "/CN=x", "-out", path)
+    if path.name == "cross.pem":
+        cross_certify(copy / "keys/root", copy / "higher", path)
+    kind = CONVERSIONS[place]
+    openssl(kind, "-in", path, "-outform", "DER", "-out", path)
+    (line,) = faults(generate(copy, env=None), place)
+    command = line.partition("is not in PEM: ")[2]
+    assert command.startswith(f"openssl {kind} "), line
+    assert run("sh", "-c", command, cwd=copy).returncode == 0
+    fine(generate(copy, env=None))
 
 
 @pytest.mark.parametrize("name", ["server", "root"])
