@@ -687,10 +687,10 @@ def test_an_order_to_revoke_what_is_in_a_record_that_cannot_be_read(
 
 @pytest.mark.parametrize("place", ["keys/server", "keys/master", "keys"])
 def test_a_dry_run_says_what_cannot_be_written(copy: Path, place: str) -> None:
-    order = ("--revoke", "client")
+    order = ["--revoke", "client"]
     if place == "keys":
         add_client2(copy)
-        order = ()
+        order = []
     (copy / place).chmod(0o500)
     try:
         dry, real = as_user(copy, "-n", *order), as_user(copy, *order)
