@@ -43,9 +43,12 @@ The words used throughout:
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
+try:
+    import os
+    import signal
+    import sys
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 SCRIPT = "simple_key_generation.py"
 
@@ -83,6 +86,8 @@ try:
     from pathlib import Path
     from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
+    import cryptography
+    import OpenSSL
     import yaml
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -91,13 +96,19 @@ try:
     from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
     from OpenSSL import crypto
     from yaml import CSafeLoader
+
+    # Older releases can be imported, and fail later on, where the reason is hard to see.
+    for package, oldest in ((cryptography, 43), (OpenSSL, 25)):
+        if int(package.__version__.partition(".")[0]) < oldest:
+            raise ImportError(f"{package.__name__} {package.__version__} is too old")
 except Exception as error:
     # Not only ImportError: releases that don't fit together raise all kinds of errors.
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
     if "CSafeLoader" in str(error):
         advice = "this PyYAML lacks libyaml: apt-get install libyaml-dev, then "
         advice += "pip install --force-reinstall --no-cache-dir PyYAML"
-    sys.exit(f"{SCRIPT}: error: {' '.join(str(error).split())}: {advice}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    sys.exit(f"{SCRIPT}: error: {reason}: {advice}")
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -107,6 +107,15 @@ IMPORTS = {
         "cryptography",
         "raise OSError('libssl.so.3: not found')",
     ),
+    "PyYAML gives no reason": ("yaml", "raise MemoryError"),
+    "cryptography can be imported, but is too old": (
+        "sitecustomize",
+        "import OpenSSL.crypto, cryptography; cryptography.__version__ = '38.0.4'",
+    ),
+    "pyOpenSSL can be imported, but is too old": (
+        "sitecustomize",
+        "import OpenSSL; OpenSSL.__version__ = '23.0.0'",
+    ),
     "nothing is wrong": ("unrelated", "raise RuntimeError"),
 }
 
@@ -119,6 +128,8 @@ def test_a_package_that_cannot_be_imported_is_one_line(copy: Path, case: str) ->
         return
     (line,) = complaints(result, "error", 1)
     assert "pip install" in line and result.stdout == ""
+    assert not line.startswith(":"), "a reason"
+    assert ("is too old: run it with" in line) == ("can be imported" in case)
 
 
 def test_a_pyyaml_without_libyaml_is_one_line(copy: Path) -> None:
