@@ -663,6 +663,7 @@ def write(
 ) -> None:
     """Write what is new or differs. Raises OSError."""
     cert_pem = to_pem(draft.certificate)
+    is_used_up = request_is_used_up(task, draft, cert_pem)
     files: dict[str, bytes] = {}
     if task.folder.is_new():
         files["key.pem"] = task.signer.pem or b""
@@ -676,9 +677,20 @@ def write(
     files.update(files_for_peers)
     task.run.disk.update(task.folder.path, task.folder.file_names, files)
 
-    # A request that an earlier --renew left has served its purpose.
-    if draft.state == "renewed" and task.folder.request is not None and task.signer.is_here():
+    if is_used_up:
         task.run.disk.remove(f"{task.folder.path}/csr.pem")
+
+
+def request_is_used_up(task: Task, draft: Draft, cert_pem: bytes) -> bool:
+    """Tell whether a request that an earlier --renew left has served. Raises OSError."""
+    folder = task.folder
+    if folder.request is None or not task.signer.is_here():
+        return False
+    if draft.state == "renewed":
+        return True
+    # In place of the old certificate, somebody has put the one that was asked for.
+    has_chain = "fullchain.pem" in folder.file_names
+    return has_chain and not begins_with(folder, "fullchain.pem", cert_pem)
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
@@ -944,7 +956,7 @@ def settle_list(
     path = f"{task.folder.path}/crl.pem"
     signing_key = task.signer.path
     current = newest_list(task, ca)
-    added = newly_revoked(task, current, problems)
+    added = newly_revoked(task, ca, current, problems)
     if current is not None and not added:
         if not list_is_due(task.run, ca, current):
             return current
@@ -1075,21 +1087,16 @@ def revoked_certificate(
 
 
 def newly_revoked(
-    task: Task, current: RevocationList | None, problems: list[Problem]
+    task: Task,
+    ca: x509.Certificate,
+    current: RevocationList | None,
+    problems: list[Problem],
 ) -> list[x509.RevokedCertificate]:
     """Return what --revoke adds to a list, or changes on it. Raises Fault, OSError."""
     orders = task.run.orders
     on_list = {each.serial_number: each for each in current or ()}
     added = []
-    for file_name in sorted(task.folder.record):
-        name, _, _ = file_name.rpartition("-")
-        # A root's record has its own old certificates, too. A root can't be revoked by a list.
-        if name not in orders.revoke or name == task.entry.name:
-            continue
-        serial_number = number_to_revoke(task, file_name, problems)
-        if serial_number is None:
-            continue
-
+    for name, serial_number in numbers_to_revoke(task, ca, problems):
         before = on_list.get(serial_number)
         if before is None:
             added.append(revoked_certificate(serial_number, orders.reason, task.run.now))
@@ -1102,7 +1109,41 @@ def newly_revoked(
     return added
 
 
-def number_to_revoke(task: Task, file_name: str, problems: list[Problem]) -> int | None:
+def numbers_to_revoke(
+    task: Task, ca: x509.Certificate, problems: list[Problem]
+) -> Iterator[tuple[str, int]]:
+    """Yield the name and serial number of each certificate that --revoke is about."""
+    orders = task.run.orders
+    for file_name in sorted(task.folder.record):
+        name, _, _ = file_name.rpartition("-")
+        # A root's record has its own old certificates, too. A root can't be revoked by a list.
+        if name in orders.revoke and name != task.entry.name:
+            number = recorded_number(task, file_name, problems)
+            if number is not None:
+                yield name, number
+
+    # What the record lacks is recorded at the entry's turn, which is too late for this list.
+    for entry in task.run.entries:
+        if entry.name in orders.revoke and entry.issuer == task.entry.name:
+            number = unrecorded_number(task, ca, entry.name)
+            if number is not None:
+                yield entry.name, number
+
+
+def unrecorded_number(task: Task, ca: x509.Certificate, name: str) -> int | None:
+    """Return the serial number of a certificate that is in use, but not in the record."""
+    # A file that can't be read is an error when the entry's turn comes.
+    with suppress(Fault, OSError):
+        certificate = load_certificate(os.path.join(task.run.keys, name, "cert.pem"))
+        number = certificate.serial_number
+        is_over = certificate.not_valid_after_utc <= task.run.now
+        is_recorded = f"{name}-{number:X}.pem" in task.folder.record
+        if certificate.issuer == ca.subject and not is_over and not is_recorded:
+            return number
+    return None
+
+
+def recorded_number(task: Task, file_name: str, problems: list[Problem]) -> int | None:
     """Return the serial number of a recorded certificate; None if it needs no revocation."""
     try:
         certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
@@ -3990,9 +4031,13 @@ def check_orders(
 
 
 def recorded(keys: str, entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """Return the paths of all certificates in the CAs' records, by name. Raises OSError."""
+    """Return the paths of all certificates that CAs have signed, by name. Raises OSError."""
     paths: dict[str, list[str]] = {}
     for entry in entries:
+        # It may not be in the record.
+        certificate = os.path.join(keys, entry.name, "cert.pem")
+        if entry.issuer is not None and os.path.exists(certificate):
+            paths.setdefault(entry.name, []).append(certificate)
         folder = os.path.join(keys, entry.name, "issued")
         if not entry.is_ca:
             continue

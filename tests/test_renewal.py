@@ -698,6 +698,29 @@ def test_a_damaged_record_is_revoked_by_the_number_in_its_name(copy: Path, how: 
     assert revoked_serials(keys / "master/crl.pem") == victims
 
 
+@pytest.mark.parametrize("name", ["client", "master"])
+def test_a_certificate_that_the_record_lacks_is_revoked_at_once(copy: Path, name: str) -> None:
+    keys = copy / "keys"
+    ca = {"client": "master", "master": "root"}[name]
+    record(keys, name, ca).unlink()
+    result = generate(copy, "--revoke", name)
+    assert (result.returncode, states(result)[name]) == (0, "revoked")
+    assert revoked_serials(keys / ca / "crl.pem") == {serial(keys / name)}
+
+
+def test_a_certificate_of_another_ca_is_not_put_on_the_list(copy: Path) -> None:
+    keys = copy / "keys"
+    edit(
+        copy, lambda keys: keys.update(other={**keys["root"], "subject": {"commonName": "o"}})
+    )
+    fine(generate(copy))
+    drop(keys, "client")
+    shutil.copytree(keys / "other", keys / "client")
+    faults(generate(copy, "--revoke", "client", "server"), "keys/client/")
+    assert revoked_serials(keys / "master/crl.pem") >= {serial(keys / "server")}
+    assert serial(keys / "client") not in revoked_serials(keys / "master/crl.pem")
+
+
 def test_a_record_whose_name_has_no_number_is_one_error_and_holds_up_nobody(
     copy: Path,
 ) -> None:
