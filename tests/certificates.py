@@ -25,7 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from running import Result, openssl, run
+from running import PHRASES, Result, openssl, run
 
 PEM = serialization.Encoding.PEM
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -301,8 +301,16 @@ def make_ca(folder: Path, name: str, *key: str) -> Path:
     return folder
 
 
-def judge(node: Path, peer: Path | None = None) -> Result:
+def decrypt(node: Path) -> None:
+    """Take the pass phrase off a node's key."""
+    key, plain = node / "key.pem", node / "plain.pem"
+    openssl("pkey", "-in", key, "-passin", f"pass:{PHRASES['SROS_PASSPHRASE']}", "-out", plain)
+    plain.replace(key)
+
+
+def judge(node: Path, peer: Path | None = None, purpose: str = "any") -> Result:
     """Have openssl verify a folder's chain, by a peer's trust anchor and lists or its own."""
     by, chain = peer or node, ("-untrusted", node / "fullchain.pem", node / "cert.pem")
     trust = ("-CAfile", by / "ca.pem", "-CRLfile", by / "crl.pem", "-no-CApath", "-no-CAstore")
-    return run("openssl", "verify", "-x509_strict", "-crl_check_all", *trust, *chain)
+    how = ("-x509_strict", "-crl_check_all", "-purpose", purpose)
+    return run("openssl", "verify", *how, *trust, *chain)

@@ -2,6 +2,8 @@
 
 configure(folder)  # as it is shipped
 edit(folder, lambda keys: keys["nodes"]["client"].pop("cipher"))  # with a change
+edit(folder, add_master2)  # with a second CA below root, and nodes below it
+edit(folder, trust("root", "root2"))  # with a second hierarchy, which all nodes trust
 uncomment(folder, "client2")  # with an example that is commented out
 """
 
@@ -15,6 +17,8 @@ from typing import Any, cast
 
 import yaml
 from running import ROOT
+
+Keys = dict[str, Any]  # what stands under keys
 
 
 def configure(folder: Path, change: Callable[[dict[str, object]], None] | None = None) -> Path:
@@ -38,18 +42,18 @@ class PlainDumper(yaml.SafeDumper):
         return True
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit(folder: Path, change: Callable[[Keys], object]) -> None:
     """Put the shipped configuration into a folder with a change to what stands under keys."""
 
     def apply(document: dict[str, object]) -> None:
-        change(cast(dict[str, Any], document["keys"]))
+        change(cast(Keys, document["keys"]))
 
     configure(folder, apply)
 
 
 def without_ciphers(document: dict[str, object]) -> None:
     """Leave no key encrypted."""
-    entries = cast(dict[str, Any], document["keys"])
+    entries = cast(Keys, document["keys"])
     for entry in (entries["root"], entries["master"], *entries["nodes"].values()):
         del entry["cipher"], entry["passphrase"]
 
@@ -57,6 +61,35 @@ def without_ciphers(document: dict[str, object]) -> None:
 def add_client2(folder: Path) -> None:
     """Add a node like client to the configuration."""
     edit(folder, lambda keys: keys["nodes"].update(client2=keys["nodes"]["client"]))
+
+
+def add_master(keys: Keys, name: str, issuer: str = "root") -> None:
+    """Add a CA like master, with a server and a client below it that bear its last letter."""
+    keys[name] = {**keys["master"], "issuer": issuer}
+    for node in ("server", "client"):
+        keys["nodes"][node + name[-1]] = {**keys["nodes"][node], "issuer": name}
+
+
+def add_master2(keys: Keys) -> None:
+    """Add master2, server2 and client2 below root."""
+    add_master(keys, "master2")
+
+
+def add_root2(keys: Keys) -> None:
+    """Add root2, and below it master2, server2 and client2."""
+    keys["root2"] = keys["root"]
+    add_master(keys, "master2", "root2")
+
+
+def trust(*anchors: str) -> Callable[[Keys], None]:
+    """Return the change by which all nodes of two hierarchies trust some anchors."""
+
+    def change(keys: Keys) -> None:
+        add_root2(keys)
+        for node in keys["nodes"].values():
+            node["trust"] = ", ".join(anchors)
+
+    return change
 
 
 # A node with all its lines, or a line of master's extensions.

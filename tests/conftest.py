@@ -11,7 +11,7 @@ import pytest
 from configurations import configure, without_ciphers
 from exchanges import Server
 from needs import packages_of
-from running import PHRASES, generate
+from running import PHRASES, SERVER, fine, generate, generate_here
 
 
 def pytest_configure() -> None:
@@ -36,8 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the shipped configuration and keys made from it. Read only."""
     folder = tmp_path_factory.mktemp("made")
     configure(folder)
-    result = generate(folder)
-    assert (result.returncode, result.stderr) == (0, "")
+    fine(generate(folder))
     return folder
 
 
@@ -46,7 +45,7 @@ def strangers(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by another CA with the same names, whose nodes still trust this CA."""
     folder = tmp_path_factory.mktemp("strangers")
     configure(folder)
-    assert generate(folder).returncode == 0
+    fine(generate_here(folder))
     for node in ("server", "client"):
         for name in ("ca.pem", "crl.pem"):
             shutil.copy(made / "keys" / node / name, folder / "keys" / node)
@@ -58,8 +57,7 @@ def made_plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, but that no key is encrypted: to read, not to change."""
     folder = tmp_path_factory.mktemp("plain")
     configure(folder, without_ciphers)
-    result = generate(folder, env=None)
-    assert (result.returncode, result.stderr) == (0, "")
+    fine(generate_here(folder, env=None))
     return folder
 
 
@@ -82,8 +80,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers that end with the test."""
     servers: list[Server] = []
 
-    def start(*arguments: str, env: Mapping[str, str] | None = PHRASES) -> Server:
-        servers.append(Server(*arguments, cwd=tmp_path, env=env))
+    def start(
+        *arguments: str, env: Mapping[str, str] | None = PHRASES, script: Path = SERVER
+    ) -> Server:
+        servers.append(Server(*arguments, cwd=tmp_path, env=env, script=script))
         return servers[-1]
 
     yield start
@@ -91,3 +91,34 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[list[Server]]:
+    """The server that tests share, or none. It ends with the last test."""
+    servers: list[Server] = []
+    yield servers
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture
+def server(
+    shared: list[Server], made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with the shipped configuration's keys, as if it had just started.
+
+    The tests share one process, as long as it serves a client after each of them.
+    """
+    if not shared:
+        folder = tmp_path_factory.mktemp("shared")
+        shared.append(Server("-k", str(made / "keys/server"), cwd=folder))
+    yield shared[0]
+    try:
+        shared[0].settle(made / "keys/client")
+    except BaseException:
+        server = shared.pop()
+        server.process.kill()
+        server.process.wait()
+        raise

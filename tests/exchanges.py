@@ -1,12 +1,13 @@
 """Exchanges: the server and the client as processes, and peers in Python.
 
 server = Server("-k", str(folder / "keys/server"), cwd=tmp_path)  # or the fixture serve
-result = client(server.port, folder / "keys/client", "hola")
+answered(client(server.port, folder / "keys/client"))
 assert server.printed("accepted\nread: [hola]\nclosed\n")
 """
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import signal
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
+from cryptography import x509
 from running import CLIENT, DEADLINE, PHRASES, SERVER, Result, environment, run
 
 
@@ -25,12 +28,16 @@ class Server:
     """A running simple_https_server.py: its port, and what it printed."""
 
     def __init__(
-        self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = PHRASES
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str] | None = PHRASES,
+        script: Path = SERVER,
     ) -> None:
         self.out = cwd / f"out-{time.monotonic_ns()}"
         self.err = self.out.with_name(self.out.name.replace("out", "err"))
-        command = [sys.executable, str(SERVER), "--port", "0", *arguments]
-        with self.out.open("w") as out, self.err.open("w") as err:
+        command = [sys.executable, str(script), "--port", "0", *arguments]
+        with self.out.open("a") as out, self.err.open("a") as err:
             self.process = subprocess.Popen(
                 command,
                 cwd=cwd,
@@ -48,13 +55,32 @@ class Server:
         match = re.search(r"listening on \S+ port ([0-9]+)", self.err.read_text())
         assert match, self.err.read_text()
         self.port = int(match[1])
+        self.descriptors = self.opened()
+
+    def opened(self) -> int:
+        """Return how many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def settle(self, keys: Path) -> None:
+        """Wait until it has served all its clients, and forget what it printed of them."""
+        self.wait_for(lambda: self.opened() == self.descriptors)
+        with connect(self.port, keys) as connection:
+            assert ask(connection, b"the last one") == b"the last one"
+            connection.unwrap().close()
+        self.wait_for(
+            lambda: self.out.read_bytes().endswith(b"read: [the last one]\nclosed\n")
+        )
+        self.wait_for(lambda: self.opened() == self.descriptors)
+        os.truncate(self.out, 0)
+        self.err.write_text(f"listening on localhost port {self.port}\n")
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Poll until a condition holds, or fail with all that the server printed."""
+        """Poll until a condition holds, or fail with the end of what the server printed."""
         until = time.monotonic() + DEADLINE
         while not condition():
-            printed = f"{self.out.read_text()}{self.err.read_text()}"
-            assert time.monotonic() < until and self.process.poll() is None, printed
+            if time.monotonic() > until or self.process.poll() is not None:
+                printed = since(self.out, 0)[-1000:] + since(self.err, 0)[-2000:]
+                pytest.fail(f"status {self.process.poll()}; printed: {printed.decode()}")
             select.select([], [], [], 0.01)
 
     def printed(self, text: str) -> bool:
@@ -67,10 +93,36 @@ class Server:
         self.wait_for(lambda: text in self.err.read_text())
         return True
 
+    def errors(self, start: int = 0) -> list[str]:
+        """Return its error lines from an offset on. Nothing else may stand beside them."""
+        return errors(since(self.err, start), SERVER)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End the server and return its exit status."""
         self.process.send_signal(how)
         return self.process.wait(DEADLINE)
+
+
+def since(path: Path, start: int) -> bytes:
+    """Return what was printed from an offset on."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()
+
+
+def printable(text: bytes) -> list[str]:
+    """Return the lines of what was printed, which must be plain printable UTF-8."""
+    lines = text.decode().split("\n")
+    assert lines.pop() == "" and all(line.isprintable() for line in lines), text[:2000]
+    return lines
+
+
+def errors(stderr: bytes, script: Path) -> list[str]:
+    """Return a script's error lines. Only `listening` may stand beside them."""
+    lines = [line for line in printable(stderr) if not line.startswith("listening on ")]
+    strange = [line for line in lines if not line.startswith(f"{script.name}: error: ")]
+    assert not strange, f"{len(strange)} of {len(lines)} lines: {strange[:8]}"
+    return lines
 
 
 def client(
@@ -101,16 +153,29 @@ def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
     return answer[:-1]
 
 
+def presented(port: int, keys: Path) -> int:
+    """Return the serial number of the certificate that a newcomer is shown."""
+    with connect(port, keys) as connection:
+        der = connection.getpeercert(True)
+        assert der and ask(connection, b"hola") == b"hello"
+        connection.unwrap()
+    return x509.load_der_x509_certificate(der).serial_number
+
+
 SERVED = "accepted\nread: [hola]\nclosed\n"
 ANSWERED = "connected\nread: [hello]\n"
 Serve = Callable[..., Server]
 
 
+def answered(result: Result) -> None:
+    """Require that a client got its answer, and complained of nothing."""
+    assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
+
+
 def exchange(serve: Serve, server: Path, peer: Path) -> None:
     """Require a successful exchange of two folders."""
     started = serve("-k", str(server))
-    result = client(started.port, peer)
-    assert (result.returncode, result.stdout, result.stderr) == (0, ANSWERED, "")
+    answered(client(started.port, peer))
     assert started.printed(SERVED)
 
 

@@ -3,12 +3,14 @@
 before = tree(folder)
 fine(generate(folder, "--renew", "client"))
 assert changed(before, tree(folder)) == {"keys/client/cert.pem", ...}
+
+@once: a fixture from what changes the keys
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,3 +73,28 @@ def seldom(cases: Collection[str], *slow: str) -> list[Any]:
         parameters.append(pytest.param(case, marks=marks))
     assert set(slow) <= set(cases)
     return parameters
+
+
+def once(change: Callable[[Path], object]) -> Any:
+    """Turn a change to a copy of the shipped keys into a fixture: a copy of what came of it.
+
+    Each process of tests makes the change once. Each test may change its copy.
+
+        @once
+        def rootless(folder: Path) -> None:
+            drop(folder, "keys/root/key.pem")
+
+        def test_nodes_need_no_root(rootless: Path) -> None: ...
+    """
+    name = change.__name__
+    results: list[Path] = []
+
+    def fixture(made: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        if not results:
+            folder = shutil.copytree(made, tmp_path_factory.mktemp(name) / name)
+            change(folder)
+            results.append(folder)
+        return shutil.copytree(results[0], tmp_path / name)
+
+    fixture.__doc__ = change.__doc__
+    return pytest.fixture(name=name)(fixture)

@@ -83,13 +83,27 @@ def path() -> str:
     return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
+def shell(
+    folder: Path, text: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a block as a reader in a folder, with this Python as python3."""
+    needs_those_of(text)
+    everything = {**(env or {}), "PATH": path()}
+    return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env=everything)
+
+
 def paste(
     folder: Path, text: str, port: int, env: Mapping[str, str] = PHRASES
 ) -> subprocess.CompletedProcess[str]:
-    """Run a block as a reader in a folder with keys, at the kernel's port instead of 8443."""
-    needs_those_of(text)
-    text = text.replace("8443", str(port))
-    return run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**env, "PATH": path()})
+    """Run a block in a folder with keys, at the kernel's port instead of 8443."""
+    return shell(folder, text.replace("8443", str(port)), env)
+
+
+def run_block(folder: Path, text: str) -> str:
+    """Run a block that must succeed in a folder with keys, and return what it printed."""
+    result = shell(folder, text, PHRASES)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what they print

@@ -1,7 +1,8 @@
 """Run the scripts, and other programs: as processes, in this process, or at a terminal.
 
 result = generate(folder, "--renew", "client")  # a process, as a user starts it
-result = generate_here(folder, now=moment)  # main(), in a tenth of the time
+result = generate_here(folder, "--renew", "client")  # main(), in a tenth of the time
+result = generate_here(folder, now=in_days(300))  # by another clock
 fine(result)  # it succeeded, without a warning; or refused(result, "keys/client/cert.pem")
 at = Terminal(sys.executable, GENERATE, cwd=folder)  # somebody types
 """
@@ -19,8 +20,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from datetime import datetime
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import FrameType
 from unittest import mock
@@ -118,17 +119,18 @@ def generate_here(
     folder: Path,
     *arguments: str,
     now: datetime | None = None,
-    env: Mapping[str, str] = PHRASES,
+    env: Mapping[str, str] | None = PHRASES,
 ) -> Result:
     """Run simple_key_generation.py's main() in a folder; `now` overrides the clock.
 
     All warnings are errors, and there is no terminal. A run must not hang or leave files open.
+    What a CA's `sign` prints on standard error is not in the result.
     """
     out, err = io.StringIO(), io.StringIO()
     before = opened()
     with ExitStack() as stack:
         stack.enter_context(deadline(20))
-        stack.enter_context(mock.patch.dict(os.environ, env, clear=True))
+        stack.enter_context(mock.patch.dict(os.environ, environment(env), clear=True))
         stack.enter_context(mock.patch("getpass.getpass", side_effect=EOFError))
         # Thousands of these would stop other processes.
         stack.enter_context(mock.patch.object(os, "sync"))
@@ -137,14 +139,27 @@ def generate_here(
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(working_in(folder))
         warnings.simplefilter("error")
-        status = simple_key_generation.main(arguments, now)
+        try:
+            status = simple_key_generation.main(arguments, now)
+        except SystemExit as end:  # argparse's, for wrong use
+            status = int(end.code or 0)
     assert opened() == before, "files left open"
     return Result(arguments, status, out.getvalue(), err.getvalue())
 
 
+def in_days(days: float) -> datetime:
+    """Return the moment so many days from now; a negative number: before it."""
+    return datetime.now(timezone.utc) + timedelta(days=days)
+
+
 def opened() -> set[str]:
-    """Return the open file descriptors, less the one that this listing takes."""
-    return {fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")}
+    """Return what is open, but sockets. The script has none, and a test's threads may."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        # The one that this listing takes is closed by now.
+        with suppress(FileNotFoundError):
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+    return {each for each in found if " socket:" not in each}
 
 
 @contextmanager

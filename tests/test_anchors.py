@@ -13,17 +13,16 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 from certificates import certificate, judge, lists, number, serial
-from configurations import edit
+from configurations import Keys, add_master, add_master2, add_root2, edit, trust
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from exchanges import Serve, client
-from folders import DERIVED, NODE_FILES, changed, drop, keep_only, tree
+from folders import DERIVED, NODE_FILES, changed, drop, keep_only, once, tree
 from running import (
     PHRASES,
     ROOT,
@@ -31,15 +30,14 @@ from running import (
     faults,
     fine,
     generate,
-    later,
+    generate_here,
+    in_days,
     refused,
     run,
     states,
     warned,
 )
 from test_other_cas import accepts, turns_away, turns_from
-
-Keys = dict[str, Any]
 
 REVOKED = "certificate revoked"
 NO_LIST = "unable to get certificate CRL"
@@ -50,66 +48,24 @@ NEW = "keys: new to the nodes: "
 # --- Folders ---------------------------------------------------------------------------------
 
 
-def add_master(keys: Keys, name: str, issuer: str = "root") -> None:
-    """Add a CA like master, with a server and a client below it that bear its last letter."""
-    keys[name] = {**keys["master"], "issuer": issuer}
-    for node in ("server", "client"):
-        keys["nodes"][node + name[-1]] = {**keys["nodes"][node], "issuer": name}
-
-
-def add_master2(keys: Keys) -> None:
-    """Add master2, server2 and client2 below root."""
-    add_master(keys, "master2")
-
-
-def add_root2(keys: Keys) -> None:
-    """Add root2, and below it master2, server2 and client2."""
-    keys["root2"] = keys["root"]
-    add_master(keys, "master2", "root2")
-
-
-def trust(*anchors: str) -> Callable[[Keys], None]:
-    """Return the change by which all nodes of two hierarchies trust some anchors."""
-
-    def change(keys: Keys) -> None:
-        add_root2(keys)
-        for node in keys["nodes"].values():
-            node["trust"] = ", ".join(anchors)
-
-    return change
-
-
-def made_with(change: Callable[[Keys], object], folder: Path) -> Path:
-    """Make the keys of the shipped configuration with a change, in a new folder."""
-    folder.mkdir()
+def make_with(change: Callable[[Keys], object], folder: Path) -> Path:
+    """Make the keys of the shipped configuration with a change. Return the keys folder."""
+    shutil.rmtree(folder / "keys", ignore_errors=True)
     edit(folder, change)
-    fine(generate(folder))
-    return folder
+    fine(generate_here(folder))
+    return folder / "keys"
 
 
-@pytest.fixture(scope="module")
-def made_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two masters below one root: to read only."""
-    return made_with(add_master2, tmp_path_factory.mktemp("two") / "made")
+@once
+def two(folder: Path) -> None:
+    """A folder with two masters below one root."""
+    make_with(add_master2, folder)
 
 
-@pytest.fixture
-def two(made_two: Path, tmp_path: Path) -> Path:
-    """A copy of that, to change."""
-    return shutil.copytree(made_two, tmp_path / "two")
-
-
-@pytest.fixture(scope="module")
-def made_both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two roots, a master below each, and nodes that trust both: to read."""
-    change = trust("root", "root2")
-    return made_with(change, tmp_path_factory.mktemp("both") / "made")
-
-
-@pytest.fixture
-def both(made_both: Path, tmp_path: Path) -> Path:
-    """A copy of that, to change."""
-    return shutil.copytree(made_both, tmp_path / "both")
+@once
+def both(folder: Path) -> None:
+    """A folder with two roots, a master below each, and nodes that trust both."""
+    make_with(trust("root", "root2"), folder)
 
 
 def issuers(path: Path) -> list[str]:
@@ -142,14 +98,14 @@ def nodes_talk(keys: Path, serve: Serve) -> None:
 # --- Several CAs below one root --------------------------------------------------------------
 
 
-def test_nodes_of_two_masters_talk_in_both_directions(made_two: Path, serve: Serve) -> None:
-    nodes_talk(made_two / "keys", serve)
+def test_nodes_of_two_masters_talk_in_both_directions(two: Path, serve: Serve) -> None:
+    nodes_talk(two / "keys", serve)
 
 
 def test_a_nodes_lists_are_those_of_all_cas_below_its_root_and_a_cas_is_its_own(
-    made_two: Path,
+    two: Path,
 ) -> None:
-    keys = made_two / "keys"
+    keys = two / "keys"
     for node in ("server", "client"):
         assert issuers(keys / node / "crl.pem") == ["master", "root", "master2"]
         assert issuers(keys / f"{node}2" / "crl.pem") == ["master2", "root", "master"]
@@ -163,7 +119,7 @@ def test_a_revoked_node_is_refused_below_the_other_master_too_and_no_other_is(
     two: Path, serve: Serve
 ) -> None:
     keys = two / "keys"
-    fine(generate(two, "--revoke", "client2", "server2"))
+    fine(generate_here(two, "--revoke", "client2", "server2"))
     server = serve("-k", str(keys / "server"))
     turns_away(server, keys / "client2", REVOKED, REVOKED)
     accepts(server, keys / "client")
@@ -176,7 +132,7 @@ def test_all_that_a_revoked_master_signed_is_refused_and_no_more(
     two: Path, serve: Serve
 ) -> None:
     keys = two / "keys"
-    warned(generate(two, "--revoke", "master2"), "2 below master2")
+    warned(generate_here(two, "--revoke", "master2"), "2 below master2")
     server = serve("-k", str(keys / "server"))
     turns_away(server, keys / "client2", REVOKED, REVOKED)
     accepts(server, keys / "client")
@@ -196,7 +152,7 @@ def test_cas_below_cas_understand_each_other(tmp_path: Path) -> None:
         }
         add_master2(keys)
 
-    keys = made_with(deepen, tmp_path / "deep") / "keys"
+    keys = make_with(deepen, tmp_path)
     nodes = [keys / f"{node}{which}" for node in ("server", "client") for which in ("", 2, 3)]
     assert issuers(nodes[0] / "crl.pem") == ["master", "root", "master2", "below3"]
     assert issuers(nodes[2] / "crl.pem") == ["below3", "master", "root", "master2"]
@@ -215,7 +171,7 @@ def test_a_master_whose_key_is_elsewhere_is_known_by_its_certificate_and_list(
     keys = two / "keys"
     keep_only(keys / "master2", "cert.pem", "crl.pem", "issued")
     drop(keys, "server/crl.pem", "client/crl.pem")
-    fine(generate(two, env=PHRASES))
+    fine(generate_here(two, env=PHRASES))
     nodes_talk(keys, serve)
 
 
@@ -229,7 +185,7 @@ def test_a_master_without_a_list_is_an_error_and_locks_out_nobody_else(
         if path.parent.name not in ("root", "master", "master2"):
             path.unlink()
     for _ in range(2):
-        refused(generate(two), "keys/master2/crl.pem: is missing")
+        refused(generate_here(two), "keys/master2/crl.pem: is missing")
         # Its own nodes have no list, or they would refuse everyone near them.
         assert {path.name for path in (keys / "client2").iterdir()} == NODE_FILES - {"crl.pem"}
         assert issuers(keys / "server/crl.pem") == ["master", "root"]
@@ -242,7 +198,7 @@ def test_a_master_without_a_list_is_an_error_and_locks_out_nobody_else(
     assert client(server2.port, keys / "client2").returncode == 0
 
     (keys / "master2/crl.pem").write_bytes(brought.public_bytes(Encoding.PEM))
-    warned(generate(two), f"{NEW}master2: copy crl.pem")
+    warned(generate_here(two), f"{NEW}master2: copy crl.pem")
     nodes_talk(keys, serve)
 
 
@@ -261,12 +217,12 @@ def test_a_master_that_cannot_be_read_keeps_its_list_everywhere_and_holds_up_nob
     keys = two / "keys"
     before = tree(keys)
     DAMAGE[how](keys / "master2")
-    faults(generate(two), "keys/master2/", "2 below master2")
+    faults(generate_here(two), "keys/master2/", "2 below master2")
     assert {path for path in changed(before, tree(keys)) if "master2/" not in path} == set()
     nodes_talk(keys, serve)
 
     # What the others revoke reaches all nodes, even those of master2.
-    faults(generate(two, "--revoke", "client"), "keys/master2/", "2 below master2")
+    faults(generate_here(two, "--revoke", "client"), "keys/master2/", "2 below master2")
     for node in ("server", "server2", "client2"):
         numbers = [number(crl) for crl in lists(keys / node / "crl.pem")]
         found = dict(zip(issuers(keys / node / "crl.pem"), numbers, strict=True))
@@ -281,16 +237,15 @@ def test_an_expired_list_locks_out_the_nodes_of_its_ca_and_no_others(tmp_path: P
         add_master2(keys)
         keys["master2"]["validity"] = {**keys["master"]["validity"], "nextUpdate": "30d"}
 
-    folder = made_with(monthly, tmp_path / "monthly")
-    keys = folder / "keys"
+    keys = make_with(monthly, tmp_path)
     (keys / "master2/key.pem").rename(tmp_path / "stick.pem")
     before = tree(keys)
-    result = later(folder, "+40 days")
+    result = generate_here(tmp_path, now=in_days(40))
     faults(result, "keys/master2/crl.pem: has expired", "2 below master2")
     assert states(result)["client"] == "kept"
     assert tree(keys) == before
     (tmp_path / "stick.pem").rename(keys / "master2/key.pem")
-    fine(later(folder, "+40 days"))
+    fine(generate_here(tmp_path, now=in_days(40)))
     assert [number(crl) for crl in lists(keys / "server/crl.pem")] == [1, 1, 2]
 
 
@@ -301,11 +256,14 @@ def test_a_damaged_list_of_a_node_waits_for_the_ca_that_failed(two: Path) -> Non
         path.write_text("damaged")
     before = tree(keys)
     faults(
-        generate(two), "keys/server/crl.pem: is damaged", "keys/master2/cert.pem", "2 below"
+        generate_here(two),
+        "keys/server/crl.pem: is damaged",
+        "keys/master2/cert.pem",
+        "2 below",
     )
     assert tree(keys) == before
     drop(keys, "server/crl.pem")
-    faults(generate(two), "keys/master2/cert.pem", "2 below master2")
+    faults(generate_here(two), "keys/master2/cert.pem", "2 below master2")
     assert issuers(keys / "server/crl.pem") == ["master", "root"]
 
 
@@ -333,14 +291,14 @@ def test_a_master_that_is_brought_from_elsewhere_is_new_too(
 ) -> None:
     elsewhere = shutil.copytree(copy, tmp_path / "elsewhere")
     edit(elsewhere, add_master2)
-    warned(generate(elsewhere), f"{NEW}master2: ")
+    warned(generate_here(elsewhere), f"{NEW}master2: ")
 
     (copy / "keys/master2").mkdir()
     for name in ("cert.pem", "crl.pem"):
         shutil.copy(elsewhere / "keys/master2" / name, copy / "keys/master2")
     edit(copy, lambda keys: keys.update(master2=keys["master"]))
-    warned(generate(copy), f"{NEW}master2: copy crl.pem to all of them")
-    fine(generate(copy))
+    warned(generate_here(copy), f"{NEW}master2: copy crl.pem to all of them")
+    fine(generate_here(copy))
     accepts(serve("-k", str(copy / "keys/server")), elsewhere / "keys/client2")
 
 
@@ -348,9 +306,9 @@ def test_a_master_that_is_brought_from_elsewhere_is_new_too(
 
 
 def test_nodes_of_two_roots_that_trust_both_talk_in_both_directions(
-    made_both: Path, serve: Serve
+    both: Path, serve: Serve
 ) -> None:
-    keys = made_both / "keys"
+    keys = both / "keys"
     for node in ("server", "client"):
         assert anchors(keys / node / "ca.pem") == ["root", "root2"]
         assert anchors(keys / f"{node}2/ca.pem") == ["root", "root2"]
@@ -365,7 +323,7 @@ def test_what_either_root_revokes_is_refused_by_the_others_nodes(
     both: Path, serve: Serve
 ) -> None:
     keys = both / "keys"
-    fine(generate(both, "--revoke", "client", "server2"))
+    fine(generate_here(both, "--revoke", "client", "server2"))
     turns_away(serve("-k", str(keys / "server")), keys / "client", REVOKED, REVOKED)
     server2 = serve("-k", str(keys / "server2"))
     turns_from(client(server2.port, keys / "client2"), REVOKED)
@@ -378,7 +336,7 @@ def test_what_either_root_revokes_is_refused_by_the_others_nodes(
 def test_without_trust_nodes_of_two_roots_refuse_each_other(
     tmp_path: Path, serve: Serve
 ) -> None:
-    keys = made_with(add_root2, tmp_path / "apart") / "keys"
+    keys = make_with(add_root2, tmp_path)
     for node, root, master in (("server", "root", "master"), ("client2", "root2", "master2")):
         assert anchors(keys / node / "ca.pem") == [root]
         assert issuers(keys / node / "crl.pem") == [master, root]
@@ -396,7 +354,7 @@ def test_trust_may_be_a_list_in_any_order_and_without_the_nodes_own_anchor(
         keys["nodes"]["server"]["trust"] = ["root2", "root"]
         keys["nodes"]["client"]["trust"] = "root2"
 
-    keys = made_with(change, tmp_path / "order") / "keys"
+    keys = make_with(change, tmp_path)
     assert anchors(keys / "server/ca.pem") == ["root2", "root"]
     assert issuers(keys / "server/crl.pem") == ["master", "root", "master2", "root2"]
     assert anchors(keys / "client/ca.pem") == ["root2"]
@@ -408,21 +366,21 @@ def test_to_trust_a_second_root_is_to_copy_both_files_first(copy: Path) -> None:
     keys = copy / "keys"
     before = tree(keys)
     edit(copy, trust("root", "root2"))
-    warned(generate(copy), f"{NEW}root2, master2: copy ca.pem and crl.pem to all of them")
+    warned(generate_here(copy), f"{NEW}root2, master2: copy ca.pem and crl.pem to all of them")
     written = {
         path for path in changed(before, tree(keys)) if re.match("(server|client)/", path)
     }
     assert written == {
         f"{node}/{name}" for node in ("server", "client") for name in DERIVED
     } - {"server/fullchain.pem", "client/fullchain.pem"}
-    fine(generate(copy))
+    fine(generate_here(copy))
 
 
 @pytest.mark.slow
 def test_a_root_that_is_not_trusted_any_more_is_refused(both: Path, serve: Serve) -> None:
     keys = both / "keys"
     edit(both, trust("root2"))
-    fine(generate(both))
+    fine(generate_here(both))
     for node in ("server", "client", "server2", "client2"):
         assert anchors(keys / node / "ca.pem") == ["root2"]
         assert issuers(keys / node / "crl.pem") == ["master2", "root2"]
@@ -440,7 +398,7 @@ def test_no_anchor_and_no_list_is_lost_while_its_source_cannot_be_read(
     before = tree(keys)
     good = (keys / how).read_bytes()
     (keys / how).write_text("damaged")
-    assert generate(both, "--renew", "client").returncode == 1
+    assert generate_here(both, "--renew", "client").returncode == 1
     written = changed(before, tree(keys)) - {how}
     assert {path for path in written if not re.match("client/|master/issued/", path)} == set()
     nodes_talk(keys, serve)
@@ -449,7 +407,7 @@ def test_no_anchor_and_no_list_is_lost_while_its_source_cannot_be_read(
     (keys / how).write_bytes(good)
     edit(both, trust("root2"))
     (keys / "root2/cert.pem").write_text("damaged")
-    assert generate(both).returncode == 1
+    assert generate_here(both).returncode == 1
     assert anchors(keys / "server/ca.pem") == ["root2"]
     assert issuers(keys / "server/crl.pem") == ["master2", "root2"]
 
@@ -465,11 +423,13 @@ def test_a_new_node_does_without_an_anchor_that_failed_but_not_without_any(both:
     good = (keys / "root2/cert.pem").read_bytes()
     (keys / "root2/cert.pem").write_text("damaged")
     edit(both, add)
-    faults(generate(both), "keys/client4/ca.pem: ", "keys/root2/cert.pem", "3 below root2")
+    faults(
+        generate_here(both), "keys/client4/ca.pem: ", "keys/root2/cert.pem", "3 below root2"
+    )
     assert anchors(keys / "client3/ca.pem") == ["root"]
     assert not (keys / "client4").exists()
     (keys / "root2/cert.pem").write_bytes(good)
-    warned(generate(both), f"{NEW}root2: copy ca.pem and crl.pem")
+    warned(generate_here(both), f"{NEW}root2: copy ca.pem and crl.pem")
     assert anchors(keys / "client3/ca.pem") == ["root", "root2"]
     assert anchors(keys / "client4/ca.pem") == ["root2"]
 
@@ -485,19 +445,21 @@ def test_a_new_node_does_without_a_list_that_is_missing_but_not_without_any(
 
     keys = copy / "keys"
     edit(copy, lambda all_: all_.update(root2=all_["root"]))
-    fine(generate(copy))
+    fine(generate_here(copy))
     brought = (keys / "root2/crl.pem").read_bytes()
     keep_only(keys / "root2", "cert.pem")
     edit(copy, bring)
     faults(
-        generate(copy), "keys/client4/crl.pem: can't be made", "keys/root2/crl.pem: is miss"
+        generate_here(copy),
+        "keys/client4/crl.pem: can't be made",
+        "keys/root2/crl.pem: is miss",
     )
     assert anchors(keys / "client3/ca.pem") == ["root", "root2"]
     assert issuers(keys / "client3/crl.pem") == ["master", "root"]
     assert not (keys / "client4").exists()
 
     (keys / "root2/crl.pem").write_bytes(brought)
-    warned(generate(copy), f"{NEW}root2: copy ca.pem and crl.pem")
+    warned(generate_here(copy), f"{NEW}root2: copy ca.pem and crl.pem")
     assert issuers(keys / "client3/crl.pem") == ["master", "root", "root2"]
     assert issuers(keys / "client4/crl.pem") == ["root2"]
 
@@ -524,21 +486,21 @@ def test_a_wrong_trust_is_one_line_and_nothing_is_written(copy: Path, what: str)
 
     edit(copy, change)
     before = tree(copy)
-    (line,) = complaints(generate(copy), "error", 2)
+    (line,) = complaints(generate_here(copy), "error", 2)
     assert line.startswith("sros_config.yml: keys.nodes.client.trust: ") and text in line
     assert tree(copy) == before
 
 
 def test_a_ca_has_no_trust(copy: Path) -> None:
     edit(copy, lambda keys: keys["master"].update(trust="root"))
-    (line,) = complaints(generate(copy), "error", 2)
+    (line,) = complaints(generate_here(copy), "error", 2)
     assert line.startswith("sros_config.yml: keys.master.trust: is for nodes only")
 
 
 @pytest.mark.slow
 def test_a_trust_can_be_removed_like_any_field(copy: Path) -> None:
     edit(copy, lambda keys: keys["nodes"]["client"].update(trust=None))
-    fine(generate(copy))
+    fine(generate_here(copy))
 
 
 # --- Two CAs of one name ---------------------------------------------------------------------
@@ -565,23 +527,20 @@ def without_identifier(ca: Path) -> bytes:
 def test_two_cas_of_one_name_understand_each_other_by_their_lists_identifiers(
     tmp_path: Path, serve: Serve
 ) -> None:
-    folder = made_with(namesake, tmp_path / "namesakes")
-    nodes_talk(folder / "keys", serve)
-    fine(generate(folder, "--revoke", "client2"))
-    turns_away(
-        serve("-k", str(folder / "keys/server")), folder / "keys/client2", REVOKED, REVOKED
-    )
+    keys = make_with(namesake, tmp_path)
+    nodes_talk(keys, serve)
+    fine(generate_here(tmp_path, "--revoke", "client2"))
+    turns_away(serve("-k", str(keys / "server")), keys / "client2", REVOKED, REVOKED)
 
 
 @pytest.mark.slow
 def test_a_list_without_identifier_is_an_error_beside_a_ca_of_the_same_name(
     tmp_path: Path, serve: Serve
 ) -> None:
-    folder = made_with(namesake, tmp_path / "namesakes")
-    keys = folder / "keys"
+    keys = make_with(namesake, tmp_path)
     (keys / "master2/crl.pem").write_bytes(without_identifier(keys / "master2"))
     before = tree(keys)
-    (line, _) = faults(generate(folder), "keys/master2/crl.pem", "2 below master2")
+    (line, _) = faults(generate_here(tmp_path), "keys/master2/crl.pem", "2 below master2")
     assert "has no authorityKeyIdentifier, and master has the same subject" in line
     assert tree(keys) == before
     nodes_talk(keys, serve)
@@ -593,7 +552,7 @@ def test_a_list_without_identifier_is_good_if_the_name_is_its_cas_alone(
 ) -> None:
     keys = two / "keys"
     (keys / "master2/crl.pem").write_bytes(without_identifier(keys / "master2"))
-    fine(generate(two))
+    fine(generate_here(two))
     nodes_talk(keys, serve)
 
 
@@ -617,34 +576,34 @@ def test_a_valid_certificate_that_no_entry_names_is_a_warning_until_it_is_revoke
 ) -> None:
     edit(two, leave("client2"))
     for _ in range(2):
-        (line,) = warned(generate(two), "keys/client2: is valid until ")
+        (line,) = warned(generate_here(two), "keys/client2: is valid until ")
     assert line.endswith("but no entry has this name: --revoke client2, or put the entry back")
-    objects = [json.loads(each) for each in generate(two, "--json").stdout.splitlines()]
+    objects = [json.loads(each) for each in generate_here(two, "--json").stdout.splitlines()]
     (found,) = [each for each in objects if each["name"] == "client2"]
     assert (found["state"], found["issuer"], found["written"]) == ("forgotten", None, [])
     assert int(found["serial"], 16) == serial(two / "keys/client2")
     assert found["problems"] == [{"kind": "warning", "text": line}]
-    fine(generate(two, "--revoke", "client2"))
-    fine(generate(two))
+    fine(generate_here(two, "--revoke", "client2"))
+    fine(generate_here(two))
 
 
 @pytest.mark.slow
 def test_a_certificate_that_no_entry_names_is_a_warning_until_it_expires(two: Path) -> None:
     edit(two, leave("client2"))
-    warned(later(two, "+200 days"), "keys/client2: is valid until ")
-    assert "keys/client2" not in later(two, "+400 days").stderr
+    warned(generate_here(two, now=in_days(200)), "keys/client2: is valid until ")
+    assert "keys/client2" not in generate_here(two, now=in_days(400)).stderr
 
 
 @pytest.mark.slow
 def test_what_an_unnamed_ca_left_is_to_be_removed(two: Path) -> None:
     edit(two, leave("master2", "server2", "client2"))
-    lines = warned(generate(two), "keys/master2", "keys/server2", "keys/client2")
+    lines = warned(generate_here(two), "keys/master2", "keys/server2", "keys/client2")
     for line in lines:
         advice = line.rpartition(": ")[2]
         if advice.startswith("rm -r keys/"):
             drop(two, advice.removeprefix("rm -r "))
-    warned(generate(two), "keys/master2: is valid until")
-    fine(generate(two, "--revoke", "master2"))
+    warned(generate_here(two), "keys/master2: is valid until")
+    fine(generate_here(two, "--revoke", "master2"))
 
 
 @pytest.mark.slow
@@ -654,7 +613,7 @@ def test_what_is_no_valid_certificate_is_no_business_of_the_run(two: Path) -> No
     (two / "keys/damaged/cert.pem").write_text("damaged")
     shutil.copy(two / "keys/client/cert.pem", two / "keys/.hidden")
     (two / "keys/a-file").write_text("text")
-    fine(generate(two))
+    fine(generate_here(two))
 
 
 # --- What a node costs -----------------------------------------------------------------------

@@ -39,8 +39,8 @@ from running import (
     Result,
     complaints,
     fine,
-    generate,
-    later,
+    generate_here,
+    in_days,
     openssl,
 )
 
@@ -226,18 +226,16 @@ def make_hierarchies(folder: Path, other: Path) -> Lists:
     talker = CAS.replace("NAME", "talker")
     other.mkdir()
     (other / configuration.name).write_text(talker)
-    with ThreadPoolExecutor(1) as pool:
-        theirs = pool.submit(generate, other)
-        configuration.write_text(CAS.replace("NAME", "old"))
-        fine(later(folder, "2 years ago"))
-        configuration.write_text(talker + NODES)
-        made_beside_others(generate(folder))
-        configuration.write_text(CAS.replace("NAME", "early"))
-        made_beside_others(later(folder, "30 days"))
-        fine(theirs.result())
+    fine(generate_here(other))
+    configuration.write_text(CAS.replace("NAME", "old"))
+    fine(generate_here(folder, now=in_days(-2 * 365)))
+    configuration.write_text(talker + NODES)
+    made_beside_others(generate_here(folder))
+    configuration.write_text(CAS.replace("NAME", "early"))
+    made_beside_others(generate_here(folder, now=in_days(30)))
     before = own_and_roots(folder / "keys/server")
     configuration.write_text(talker + NODES)
-    made_beside_others(generate(folder, "--revoke", "gone", "stolen"))
+    made_beside_others(generate_here(folder, "--revoke", "gone", "stolen"))
     return before
 
 

@@ -9,27 +9,33 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 
 import pages
 import pytest
 from needs import needs, needs_package, skip
-from programs import Program, check_row, free_port, paste, running
+from programs import Program, check_row, free_port, run_block, running, shell
 from running import PHRASES, ROOT, fine, generate, openssl, poll, run
 from test_robots import (
-    TRUSTING,
-    partner,
+    Intrusion,
+    alien,
+    compile_trusting,
+    ended,
+    granted_by_itself,
+    kept,
+    not_granted,
     prepare,
     printed,
-    run_block,
+    refuse,
+    revoked,
     sign,
     validity,
     wait_for,
+    write_grant,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.fastdds]
@@ -116,12 +122,7 @@ def chatter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trusting(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a command starts with to run without checks of its own documents."""
-    needs("gcc")
-    folder = tmp_path_factory.mktemp("trusting")
-    source, library = folder / "trusting.c", folder / "trusting.so"
-    source.write_text(TRUSTING)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-    return f"env LD_PRELOAD={library} "
+    return compile_trusting(tmp_path_factory.mktemp("trusting"))
 
 
 def follow(
@@ -187,17 +188,9 @@ def append(target: Path, *sources: Path) -> None:
 
 @pytest.fixture
 def domain() -> Iterator[int]:
-    """A domain of the test's own: it keeps the TCP port of the domain's first UDP port.
-
-    The tests of Cyclone DDS take their domains from 1 up.
-    """
-    for number in range(50, 100):
-        try:
-            with socket.create_server(("127.0.0.1", 7400 + 250 * number)):
-                yield number
-                return
-        except OSError:
-            continue
+    """A domain of the test's own. The tests of Cyclone DDS take theirs from 1 up."""
+    with kept(range(50, 100), socket.SOCK_STREAM) as number:
+        yield number
 
 
 Join = Callable[..., AbstractContextManager[Path]]
@@ -211,10 +204,7 @@ def join(domain: int, enclaves: Path, chatter: Path) -> Join:
     """
 
     def start(
-        role: str,
-        enclave: Path | None = None,
-        folder: Path = enclaves,
-        prefix: str = "",
+        role: str, enclave: Path | None = None, folder: Path = enclaves, prefix: str = ""
     ) -> AbstractContextManager[Path]:
         settings = pages.block(PAGE, SETTINGS).replace(
             "$PWD/fastdds.xml", str(FILES / "fastdds.xml")
@@ -258,75 +248,24 @@ def grant(node: str, ends: datetime | None = None, topic: str = "rt/chatter") ->
 # --- Who is refused -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Intrusion:
-    """What a participant that is refused is made from: its enclave is in order at first."""
-
-    enclaves: Path
-    aliens: Path
-    trusting: str  # what its command starts with, if it is to get past its own checks
-    enclave: Path
-    role: str
-
-    def take_name(self, node: str) -> None:
-        """Give it the certificate and the key of some node, and a list without revocations."""
-        for file in ("cert.pem", "key.pem"):
-            shutil.copy(self.enclaves / "keys" / node / file, self.enclave)
-        shutil.copy(self.enclaves / "old.pem", self.enclave / "crl.pem")
-
-    def write_grant(self, text: str, signer: Path) -> None:
-        """Sign a grant with the key in a folder, and put it into the enclave."""
-        (self.enclave / "permissions.p7s").write_text(sign(text, signer))
-
-
-# Each of these makes one of the page's table, and returns what its command starts with.
-
-
-def alien(intrusion: Intrusion) -> str:
-    shutil.copytree(
-        intrusion.aliens / "enclaves" / intrusion.role, intrusion.enclave, dirs_exist_ok=True
-    )
-    return ""
-
-
-def revoked(intrusion: Intrusion) -> str:
-    intrusion.take_name("thief")
-    intrusion.write_grant(grant("thief"), intrusion.enclaves / "keys/permissions")
-    return ""
-
-
-def granted_by_itself(intrusion: Intrusion) -> str:
-    intrusion.write_grant(grant(intrusion.role), intrusion.enclave)
-    return intrusion.trusting
+intruding = partial(Intrusion, place="enclaves", grant=grant)
 
 
 def granted_by_another_ca(intrusion: Intrusion) -> str:
     signer = intrusion.aliens / "keys/permissions"
-    intrusion.write_grant(grant(intrusion.role), signer)
+    write_grant(intrusion.enclave, grant(intrusion.role), signer)
     return intrusion.trusting
-
-
-def ended(intrusion: Intrusion) -> str:
-    an_hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
-    text = grant(intrusion.role, ends=an_hour_ago)
-    intrusion.write_grant(text, intrusion.enclaves / "keys/permissions")
-    return "faketime -f -2h "
-
-
-def not_granted(intrusion: Intrusion) -> str:
-    intrusion.take_name("camera")
-    return ""
 
 
 def granted_other_topics(intrusion: Intrusion) -> str:
     text = grant(intrusion.role, topic="rt/nothing")
-    intrusion.write_grant(text, intrusion.enclaves / "keys/permissions")
+    intrusion.write_grant(text)
     return ""
 
 
 def with_ed25519(intrusion: Intrusion) -> str:
     intrusion.take_name("edward")
-    intrusion.write_grant(grant("edward"), intrusion.enclaves / "keys/permissions")
+    intrusion.write_grant(grant("edward"))
     return ""
 
 
@@ -389,17 +328,9 @@ def test_who_is_refused_gets_and_sends_nothing_and_the_right_participant_does(
 ) -> None:
     enclave = tmp_path / role
     shutil.copytree(enclaves / "enclaves" / role, enclave)
-    prefix = INTRUDERS[name](Intrusion(enclaves, aliens, trusting, enclave, role))
-    with ExitStack() as participants:
-        own = participants.enter_context(join(partner(role)))
-        other = participants.enter_context(join(role, enclave, prefix=prefix))
-        reporting = {"the other side": own, "the participant": other}[reporter]
-        poll(lambda: says(reporting, line), lambda: printed(own, other))
-        assert not received(own) and not received(other), printed(own, other)
-        # The same with the right enclave.
-        twin = participants.enter_context(join(role))
-        poll(lambda: received(own) or received(twin), lambda: printed(own, twin))
-        assert not received(other), other.read_text()
+    prefix = INTRUDERS[name](intruding(enclaves, aliens, trusting, enclave, role))
+    intrusion = join(role, enclave, prefix=prefix)
+    refuse(join, role, intrusion, lambda log: says(log, line), reporter, received)
 
 
 def test_two_participants_without_security_hear_each_other(
@@ -415,18 +346,14 @@ def test_two_participants_without_security_hear_each_other(
         poll(lambda: received(listener), lambda: printed(talker, listener))
 
 
-@pytest.mark.parametrize("itself", [True, False], ids=["by-itself", "ended"])
+@pytest.mark.parametrize("wrong", [granted_by_itself, ended])
 def test_its_own_library_stops_a_participant_with_such_a_grant(
-    join: Join, enclaves: Path, tmp_path: Path, itself: bool
+    join: Join, enclaves: Path, tmp_path: Path, wrong: Callable[[Intrusion], str]
 ) -> None:
     enclave = tmp_path / "talker"
     shutil.copytree(enclaves / "enclaves/talker", enclave)
-    if itself:
-        document = sign(grant("talker"), enclave)
-    else:
-        an_hour_ago = datetime.now(timezone.utc) - timedelta(hours=1)
-        document = sign(grant("talker", an_hour_ago), enclaves / "keys/permissions")
-    (enclave / "permissions.p7s").write_text(document)
+    # What its command would have to start with, to get past its own library, is not used.
+    wrong(intruding(enclaves, Path(), "", enclave, "talker"))
     with join("listener") as listener:
         with join("talker", enclave) as talker:
             poll(lambda: says(talker, NO_PARTICIPANT), talker.read_text)
@@ -480,7 +407,7 @@ def test_an_enclave_stays_as_it_was_when_a_new_one_can_not_be_signed(
 
     before = content()
     wrong = {**PHRASES, "SROS_PASSPHRASE": "wrong"}
-    assert paste(tmp_path, pages.block(PAGE, MAKE_ENCLAVES), 0, wrong).returncode != 0
+    assert shell(tmp_path, pages.block(PAGE, MAKE_ENCLAVES), wrong).returncode != 0
     assert content() == before
     run_block(tmp_path, pages.block(PAGE, MAKE_ENCLAVES))
     assert content() != before
@@ -502,30 +429,37 @@ def test_renewed_enclaves_are_good(join: Join, made: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "works"),
+    ("old", "new"),
     [
-        ("ec:prime256v1", "ec:secp384r1", True),
-        ("ec:prime256v1", "ec:secp521r1", True),
-        ("ec:prime256v1", "rsa:2048", True),
-        ("ec:prime256v1", "rsa:3072", True),
-        ("cipher: aes-256-cbc", "cipher: ~", True),  # as ROS 2 wants it
-        ("clientAuth", "codeSigning", True),  # the handshake does not look at it
-        ("digest: sha256", "digest: sha384", False),
+        ("ec:prime256v1", "ec:secp384r1"),
+        ("ec:prime256v1", "ec:secp521r1"),
+        ("ec:prime256v1", "rsa:2048"),
+        ("ec:prime256v1", "rsa:3072"),
+        ("cipher: aes-256-cbc", "cipher: ~"),  # as ROS 2 wants it
+        ("clientAuth", "codeSigning"),  # the handshake does not look at it
     ],
 )
-def test_the_hierarchy_can_be_as_the_page_says_and_not_otherwise(
-    join: Join, tmp_path: Path, old: str, new: str, works: bool
+def test_the_hierarchy_can_be_as_the_page_says(
+    join: Join, tmp_path: Path, old: str, new: str
 ) -> None:
     follow(tmp_path, None, lambda text: text.replace(old, new))
     with (
         join("talker", folder=tmp_path) as talker,
         join("listener", folder=tmp_path) as listener,
     ):
-        if works:
-            poll(lambda: received(listener), lambda: printed(talker, listener))
-        else:
-            poll(lambda: says(talker, NO_PARTICIPANT), talker.read_text)
-            poll(lambda: says(listener, NO_PARTICIPANT), listener.read_text)
+        poll(lambda: received(listener), lambda: printed(talker, listener))
+
+
+def test_certificates_with_another_digest_than_sha_256_create_no_participant(
+    join: Join, tmp_path: Path
+) -> None:
+    follow(tmp_path, None, lambda text: text.replace("digest: sha256", "digest: sha384"))
+    with (
+        join("talker", folder=tmp_path) as talker,
+        join("listener", folder=tmp_path) as listener,
+    ):
+        poll(lambda: says(talker, NO_PARTICIPANT), talker.read_text)
+        poll(lambda: says(listener, NO_PARTICIPANT), listener.read_text)
 
 
 # --- What Fast DDS does not check -----------------------------------------------------------

@@ -26,13 +26,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import exchanges
 import pytest
 from certificates import NEW_KEY, Identity, authority, certify, purpose
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from exchanges import Server, ask, client
+from exchanges import ANSWERED, Server, ask, client, printable, since
 from needs import skip
 from running import CLIENT, DEADLINE, PHRASES, SERVER, environment, openssl, run, started
 
@@ -129,16 +128,6 @@ def measure(count: int, port: int, context: ssl.SSLContext) -> Latency:
     return Latency(statistics.median(times), times[math.ceil(0.99 * count) - 1])
 
 
-def wait_for(server: Server, condition: Callable[[], bool]) -> None:
-    """Poll until a condition holds, or fail with the end of the server's output."""
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > until or server.process.poll() is not None:
-            printed = since(server.out, 0)[-1000:] + since(server.err, 0)[-2000:]
-            pytest.fail(f"status {server.process.poll()}; printed: {printed.decode()}")
-        select.select([], [], [], 0.01)
-
-
 class Footprint(NamedTuple):
     """What a process holds."""
 
@@ -167,29 +156,6 @@ def settled(server: Server, before: Footprint) -> Footprint:
     return held
 
 
-def since(path: Path, start: int) -> bytes:
-    """Return what was printed from an offset on."""
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read()
-
-
-def complaints(server: Server, start: int = 0) -> list[str]:
-    """Return a server's error lines from an offset on; nothing else may stand beside them."""
-    lines = printable(since(server.err, start))
-    lines = [line for line in lines if not line.startswith("listening on ")]
-    strange = [line for line in lines if not line.startswith(f"{SERVER.name}: error: ")]
-    assert not strange, f"{len(strange)} of {len(lines)} lines: {strange[:8]}"
-    return lines
-
-
-def printable(text: bytes) -> list[str]:
-    """Return the lines of what was printed, which must be plain printable UTF-8."""
-    lines = text.decode().split("\n")
-    assert lines.pop() == "" and all(line.isprintable() for line in lines), text[:2000]
-    return lines
-
-
 TUNED = """import os, resource, sys, threading
 sys.dont_write_bytecode = True
 sys.path.insert(0, {folder!r})
@@ -211,14 +177,12 @@ def tuned(script: Path, folder: Path, *settings: str) -> Path:
 
 
 @pytest.fixture
-def tune(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server]
-) -> Tune:
+def tune(made: Path, tmp_path: Path, serve: Callable[..., Server]) -> Tune:
     """Start servers with other constants or limits, given as lines of Python."""
 
     def start(*settings: str, env: dict[str, str] = PHRASES) -> Server:
-        monkeypatch.setattr(exchanges, "SERVER", tuned(SERVER, tmp_path, *settings))
-        return serve("-k", str(made / "keys/server"), env=env)
+        script = tuned(SERVER, tmp_path, *settings)
+        return serve("-k", str(made / "keys/server"), env=env, script=script)
 
     return start
 
@@ -493,7 +457,7 @@ def test_an_attack_stops_no_good_client_and_leaves_nothing_behind(
     result = f"{latency} (quiet: {quiet}); memory {before.memory} KiB, then {after.memory} KiB"
     record_property(f"{count} x {hostile.__name__}", result)
     print(f"\n{count} x {hostile.__name__}: {result}")
-    complaints(server, err)
+    server.errors(err)
     assert since(server.out, out).count(b"closed\n") >= exchanges
 
 
@@ -506,10 +470,10 @@ def test_only_connections_that_never_finish_their_handshake_are_closed(
         before = footprint(server)
         slow = [says_nothing, sends_a_byte_at_a_time, stops_mid_handshake]
         with horde(slow * 10, server.port, good, pace=0.2):
-            wait_for(server, lambda: footprint(server).threads == before.threads + 30)
-            wait_for(server, lambda: footprint(server)[:2] == before[:2])
+            server.wait_for(lambda: footprint(server).threads == before.threads + 30)
+            server.wait_for(lambda: footprint(server)[:2] == before[:2])
         assert ask(held, b"still here") == b"still here"
-    lines = complaints(server)
+    lines = server.errors()
     assert len([line for line in lines if "timed out" in line]) == 30, lines
 
 
@@ -522,15 +486,14 @@ def test_those_who_stop_after_their_handshake_are_ended_and_those_who_go_on_are_
         assert ask(held, b"hola") == b"hello"
         before = footprint(server)
         with horde(idlers * 2, server.port, good):
-            wait_for(
-                server,
+            server.wait_for(
                 lambda: (
                     ask(held, b"still here") == b"still here"
                     and footprint(server)[:2] == before[:2]
-                ),
+                )
             )
             assert ask(held, b"hola") == b"hello"
-    text = "\n".join(complaints(server))
+    text = "\n".join(server.errors())
     assert text.count("timed out") == 6, text  # half a line, nothing read, never closed
     assert text.count(f"longer than {MAX_LINE} bytes") == 2, text
 
@@ -550,8 +513,8 @@ def test_a_request_of_http_without_an_end_is_ended(tune: Tune, good: ssl.SSLCont
             assert ask(held, b"hola") == b"hello"
             return footprint(server).descriptors == before.descriptors + 1
 
-        wait_for(server, drip)
-    assert complaints(server) == []
+        server.wait_for(drip)
+        assert server.errors() == []
 
 
 def test_a_line_without_an_end_is_ended_and_lines_that_end_are_not(
@@ -566,11 +529,11 @@ def test_a_line_without_an_end_is_ended_and_lines_that_end_are_not(
             with contextlib.suppress(OSError):
                 connection.send(b"x")
             assert ask(held, b"hola") == b"hello"
-            return "timed out" in "".join(complaints(server))
+            return "timed out" in "".join(server.errors())
 
-        wait_for(server, drip)
+        server.wait_for(drip)
         assert ask(held, b"hola") == b"hello"
-    assert len(complaints(server)) == 1
+    assert len(server.errors()) == 1
 
 
 def test_above_the_limit_new_clients_wait_and_connected_ones_continue(
@@ -589,7 +552,7 @@ def test_above_the_limit_new_clients_wait_and_connected_ones_continue(
                 10
             ):  # one more takes the last place, or hangs on nothing for two minutes
                 stack.enter_context(plain(server.port))
-            wait_for(server, lambda: footprint(server).threads > limit)
+            server.wait_for(lambda: footprint(server).threads > limit)
             newcomers = [pool.submit(timed_exchange, server.port, good) for _ in range(20)]
             for number in range(50):
                 assert [ask(each, b"%d" % number) for each in held] == [b"%d" % number] * len(
@@ -600,9 +563,9 @@ def test_above_the_limit_new_clients_wait_and_connected_ones_continue(
                 )  # at most one too many for each address
             assert not any(each.done() for each in newcomers)
         assert all(each.result(PATIENCE) > 0 for each in newcomers)
-    wait_for(server, lambda: footprint(server).threads == first)
-    wait_for(server, lambda: server.out.read_text().count("closed\n") == 20)
-    complaints(server)
+    server.wait_for(lambda: footprint(server).threads == first)
+    server.wait_for(lambda: server.out.read_text().count("closed\n") == 20)
+    server.errors()
 
 
 @pytest.mark.parametrize(
@@ -617,7 +580,7 @@ def test_a_flood_that_takes_all_descriptors_harms_no_one_being_served_and_passes
         quiet.process.send_signal(signal.SIGHUP)
         timed_exchange(quiet.port, good)
     assert quiet.stop() == 0
-    assert "Too many open files" not in "\n".join(complaints(quiet))
+    assert "Too many open files" not in "\n".join(quiet.errors())
 
     server = tune(f"resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))")
     before = footprint(server)
@@ -640,8 +603,8 @@ def test_a_flood_that_takes_all_descriptors_harms_no_one_being_served_and_passes
     record_property("newcomer", f"waited {waited:.1f} s for the flood of {count} to pass")
     assert refusals <= 2 * (lasted / 0.5 + 2)  # no busy loop, and no flood of lines
     assert timed_exchange(server.port, good) < PATIENCE
-    wait_for(server, lambda: footprint(server)[:2] == before[:2])
-    complaints(server)
+    server.wait_for(lambda: footprint(server)[:2] == before[:2])
+    server.errors()
 
 
 def test_without_threads_newcomers_are_refused_and_those_being_served_are_not_harmed(
@@ -660,10 +623,10 @@ def test_without_threads_newcomers_are_refused_and_those_being_served_are_not_ha
             assert server.complained("cannot accept: can't start new thread")
             for number in range(50):
                 assert [ask(each, b"%d" % number) for each in held] == [b"%d" % number] * 5
-        wait_for(server, lambda: footprint(server)[:2] == before[:2])
+        server.wait_for(lambda: footprint(server)[:2] == before[:2])
         assert timed_exchange(server.port, good) < PATIENCE
         assert [ask(each, b"hola") for each in held] == [b"hello"] * 5
-    complaints(server)
+    server.errors()
 
 
 # --- Long uptime -----------------------------------------------------------------------------
@@ -706,8 +669,8 @@ def test_20000_exchanges_leave_memory_threads_and_descriptors_flat(
     record_property("memory", result)
     print(f"\nuptime: {result}")
     assert late.memory <= early.memory * 1.05, result
-    assert complaints(server) == []
-    wait_for(server, lambda: server.out.read_text().count("closed\n") == 20000)
+    assert server.errors() == []
+    server.wait_for(lambda: server.out.read_text().count("closed\n") == 20000)
     counts = Counter(server.out.read_text().splitlines())
     assert (counts["accepted"], counts["read: [hola]"], counts["closed"]) == (
         20000,
@@ -745,7 +708,7 @@ def test_a_signal_ends_it_within_two_seconds_after_what_was_sent_is_answered(
         again = serve("--port", str(server.port), "-k", str(made / "keys/server"))
         assert again.port == server.port and timed_exchange(again.port, good) < PATIENCE
     assert lasted < 2, lasted
-    assert complaints(server) == []
+    assert server.errors() == []
 
 
 @pytest.mark.parametrize("count", [50, pytest.param(600, marks=pytest.mark.slow)])
@@ -777,13 +740,13 @@ def test_sighup_every_50_ms_loses_no_exchange(
     early = under_reloads()
     late = under_reloads()
     assert late.memory <= early.memory * 1.05 + 1024
-    assert sent >= count / 100 and complaints(server) == []
+    assert sent >= count / 100 and server.errors() == []
     (copy / "keys/server/key.pem").write_text("damaged\n")  # the twin: each reload is one
     under_reloads()
     assert server.complained("cannot reload")
-    lines = complaints(server)
+    lines = server.errors()
     assert lines and all("cannot reload, the old keys stay in force" in line for line in lines)
-    wait_for(server, lambda: server.out.read_text().count("closed\n") == 3 * count)
+    server.wait_for(lambda: server.out.read_text().count("closed\n") == 3 * count)
 
 
 # --- A refused client always learns why ------------------------------------------------------
@@ -858,12 +821,7 @@ def learn(port: int, context: ssl.SSLContext, writes: Sequence[bytes]) -> Refusa
     return Refusal(write, alert, rest)
 
 
-IN_FLIGHT = [
-    [b"hola\n"],
-    [b"a" * 65535 + b"\n"],
-    [b"a" * 16000] * 4,
-    [b"hola\n"] * 200,
-]
+IN_FLIGHT = [[b"hola\n"], [b"a" * 65535 + b"\n"], [b"a" * 16000] * 4, [b"hola\n"] * 200]
 
 
 @pytest.fixture(scope="module")
@@ -904,7 +862,7 @@ def test_an_accepted_client_with_data_in_flight_is_answered(
             assert connection.recv(1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     # The connections were cut off on this side.
-    wait_for(server, lambda: len(complaints(server)) == len(IN_FLIGHT))
+    server.wait_for(lambda: len(server.errors()) == len(IN_FLIGHT))
 
 
 @pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
@@ -943,8 +901,8 @@ def test_our_refused_client_with_data_in_flight_always_says_why(
 
 def logged(server: Server, expected: Sequence[str]) -> None:
     """Require one complaint of a server for each of the expected words."""
-    wait_for(server, lambda: len(complaints(server)) == len(expected))
-    lines = complaints(server)
+    server.wait_for(lambda: len(server.errors()) == len(expected))
+    lines = server.errors()
     for words, count in Counter(expected).items():
         assert sum(words in line for line in lines) == count, lines
 
@@ -1254,7 +1212,7 @@ def mirror(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 def transcript(server: Server, start: int) -> list[str]:
     """Wait for the end of an exchange, and return its lines, which are harmless."""
-    wait_for(server, lambda: since(server.out, start).endswith(b"\nclosed\n"))
+    server.wait_for(lambda: since(server.out, start).endswith(b"\nclosed\n"))
     first, *lines, last = printable(since(server.out, start))
     assert (first, last) == ("accepted", "closed")
     return lines
@@ -1290,7 +1248,7 @@ def test_the_server_quotes_hostile_lines_on_one_printable_line_each(
         assert all(letter in iterator for letter in harmless), (line[:200], text[:200])
         plain_text = line.decode(errors="backslashreplace")
         assert (text == plain_text) == plain_text.isprintable()
-    assert complaints(mirror) == []
+    assert mirror.errors() == []
 
 
 def test_the_client_quotes_hostile_answers_on_one_printable_line_each(
@@ -1370,16 +1328,19 @@ def test_characters_that_the_terminal_lacks_are_shown_as_codes(
     plain = serve("-k", str(made / "keys/server"), env=env)
     result = client(plain.port, made / "keys/client", *texts)
     assert (result.returncode, result.stderr) == (0, "")
-    wait_for(plain, lambda: "closed" in plain.out.read_text())
+    plain.wait_for(lambda: "closed" in plain.out.read_text())
     assert plain.out.read_text().splitlines() == ["accepted", *expected, "closed"]
 
 
-@pytest.mark.parametrize("redirections", [">&-", "2>&-", ">&- 2>&-"])
-def test_closed_outputs_do_no_harm(made: Path, mirror: Server, redirections: str) -> None:
+@pytest.mark.parametrize(
+    ("redirections", "printed"), [(">&-", ""), ("2>&-", ANSWERED), (">&- 2>&-", "")]
+)
+def test_closed_outputs_do_no_harm(
+    made: Path, mirror: Server, redirections: str, printed: str
+) -> None:
     command = f'exec "$0" "$1" --port {mirror.port} -k keys/client hola {redirections}'
     result = run("sh", "-c", command, sys.executable, CLIENT, cwd=made, env=PHRASES)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert ("read: [" in result.stdout) == (redirections == "2>&-")
+    assert (result.returncode, result.stdout, result.stderr) == (0, printed, "")
 
 
 def test_long_lines_of_clients_at_once_never_mix(
@@ -1396,7 +1357,7 @@ def test_long_lines_of_clients_at_once_never_mix(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(shout, said))
-    wait_for(mirror, lambda: since(mirror.out, start).split(b"\n").count(b"closed") == 8)
+    mirror.wait_for(lambda: since(mirror.out, start).split(b"\n").count(b"closed") == 8)
     counts = Counter(printable(since(mirror.out, start)))
     escaped = "\\x1b" * (SHOWN - 1)
     more = f"and {16001 - SHOWN} bytes more"
@@ -1439,7 +1400,7 @@ def test_hostile_bytes_instead_of_tls_are_one_printable_line_on_both_sides(
             with contextlib.suppress(OSError):
                 while raw.recv(MAX_LINE):
                     pass
-    wait_for(mirror, lambda: len(complaints(mirror, start)) == len(texts))
+    mirror.wait_for(lambda: len(mirror.errors(start)) == len(texts))
     assert mirror.out.stat().st_size == out
 
     def behave(raw: socket.socket) -> None:
@@ -1586,7 +1547,7 @@ def test_names_that_are_not_text_give_at_most_an_error_line(
     err = verbose.err.stat().st_size
     with contextlib.suppress(OSError, AssertionError):
         timed_exchange(verbose.port, identify(trusting(keys), keys))
-    wait_for(verbose, lambda: since(verbose.err, err).endswith(b"\n"))
+    verbose.wait_for(lambda: since(verbose.err, err).endswith(b"\n"))
     assert len(printable(since(verbose.err, err))) == 1
     context = identify(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), named("server", "invalid"))
     with hostile_server(

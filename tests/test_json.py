@@ -7,14 +7,23 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from configurations import add_client2, configure, edit
 from folders import changed, drop, seldom, tree
-from running import GENERATE, complaints, fine, generate, later, openssl, refused
+from running import (
+    GENERATE,
+    complaints,
+    fine,
+    generate,
+    generate_here,
+    in_days,
+    openssl,
+    refused,
+)
 
 Object = dict[str, Any]
 
@@ -116,7 +125,7 @@ class Telling(NamedTuple):
     prepare: Callable[[Path], object]
     arguments: tuple[str, ...]
     states: dict[str, str]
-    when: str = "now"
+    days: int = 0  # from now
 
 
 def several_types(folder: Path) -> None:
@@ -132,7 +141,7 @@ def several_types(folder: Path) -> None:
 
 def be_revoked(folder: Path) -> None:
     """Have a CA that is revoked."""
-    generate(folder, "--revoke", "master")
+    generate_here(folder, "--revoke", "master")
 
 
 def nothing(folder: Path) -> None:
@@ -146,8 +155,8 @@ CASES = {
         nothing, ("--renew", "client"), {"client": "renewed", "server": "kept"}
     ),
     "revoked": Telling(nothing, ("--revoke", "client"), {"client": "revoked", "root": "kept"}),
-    "due": Telling(nothing, (), {"server": "kept", "root": "kept"}, "+300 days"),
-    "expired": Telling(nothing, (), {"server": "failed", "root": "kept"}, "+400 days"),
+    "due": Telling(nothing, (), {"server": "kept", "root": "kept"}, days=300),
+    "expired": Telling(nothing, (), {"server": "failed", "root": "kept"}, days=400),
     "below": Telling(be_revoked, (), {"master": "failed", "client": "left alone"}),
 }
 
@@ -157,7 +166,7 @@ def test_every_field_is_what_openssl_and_the_files_say(copy: Path, name: str) ->
     case = CASES[name]
     case.prepare(copy)
     before = tree(copy)
-    result = later(copy, case.when, "--json", *case.arguments)
+    result = generate_here(copy, "--json", *case.arguments, now=in_days(case.days))
     found = objects(result)
     assert case.states.items() <= {key: each["state"] for key, each in found.items()}.items()
     check(copy, found)
@@ -174,35 +183,31 @@ def test_every_field_is_what_openssl_and_the_files_say(copy: Path, name: str) ->
 def test_what_is_due_is_in_the_last_third_of_its_life_or_begins_in_the_future(
     copy: Path,
 ) -> None:
-    def due(when: str) -> dict[str, bool]:
-        return {
-            name: each["due"] for name, each in objects(later(copy, when, "--json")).items()
-        }
+    def due(when: datetime) -> dict[str, bool]:
+        found = objects(generate_here(copy, "--json", now=when))
+        return {name: each["due"] for name, each in found.items()}
 
     values = printed("x509", copy / "keys/server/cert.pem", "-startdate", "-enddate")
     begins, ends = (
         datetime.fromisoformat(moment(values[name]).replace("Z", "+00:00"))
         for name in ("notBefore", "notAfter")
     )
-    third = (ends - begins) * 2 / 3 - (datetime.now(timezone.utc) - begins)
-    hour = timedelta(hours=1)
-    assert due(f"+{(third - hour).total_seconds():.0f} seconds") == dict.fromkeys(
-        ("root", "master", "server", "client"), False
-    )
-    assert due(f"+{(third + hour).total_seconds():.0f} seconds") == {
+    third, hour = begins + (ends - begins) * 2 / 3, timedelta(hours=1)
+    assert set(due(third - hour).values()) == {False}
+    assert due(third + hour) == {
         "root": False,
         "master": False,
         "server": True,
         "client": True,
     }
-    assert due("-3 days")["server"]
+    assert due(in_days(-3))["server"]
 
 
 def test_what_cannot_be_read_is_null_and_its_problem_is_told(copy: Path) -> None:
     (copy / "keys/server/cert.pem").write_text("damaged")
     drop(copy / "keys", "client")
     drop(copy / "keys", "master/key.pem")
-    result = generate(copy, "--json")
+    result = generate_here(copy, "--json")
     found = objects(result)
     complaints(result, "error", 1)
     for name in ("server", "client"):
@@ -215,7 +220,7 @@ def test_what_cannot_be_read_is_null_and_its_problem_is_told(copy: Path) -> None
 
 def test_a_folder_that_no_entry_names_has_an_object_of_its_own(copy: Path) -> None:
     edit(copy, lambda keys: keys["nodes"].pop("client"))
-    result = generate(copy, "--json")
+    result = generate_here(copy, "--json")
     found = objects(result)
     (warning,) = complaints(result, "warning", 0)
     assert [*found] == ["root", "master", "server", "client"]
@@ -225,15 +230,15 @@ def test_a_folder_that_no_entry_names_has_an_object_of_its_own(copy: Path) -> No
     values = printed("x509", copy / "keys/client/cert.pem", "-serial", "-enddate")
     assert client["serial"] == values["serial"]
     assert client["notAfter"] == moment(values["notAfter"])
-    fine(generate(copy, "--revoke", "client"))
-    assert [*objects(fine(generate(copy, "--json")))] == ["root", "master", "server"]
+    fine(generate_here(copy, "--revoke", "client"))
+    assert [*objects(fine(generate_here(copy, "--json")))] == ["root", "master", "server"]
 
 
 def test_a_name_that_steers_a_terminal_is_escaped(copy: Path) -> None:
     path = copy / "a\x1b[31m"
     (copy / "keys").rename(path)
     shutil.copy(path / "client/key.pem", path / "server/key.pem")
-    result = generate(copy, "--json", "-k", path.name)
+    result = generate_here(copy, "--json", "-k", path.name)
     assert "\x1b" not in result.stdout + result.stderr
     (problem,) = objects(result)["server"]["problems"]
     assert "\x1b" in problem["text"]
@@ -245,10 +250,8 @@ def test_a_name_that_steers_a_terminal_is_escaped(copy: Path) -> None:
 def test_a_dry_run_tells_no_numbers_and_times_of_what_is_new(copy: Path) -> None:
     add_client2(copy)
     arguments = ("--json", "--revoke", "server")
-    dry, real = (
-        objects(fine(generate(copy, "-n", *arguments))),
-        objects(fine(generate(copy, *arguments))),
-    )
+    dry = objects(fine(generate_here(copy, "-n", *arguments)))
+    real = objects(fine(generate_here(copy, *arguments)))
     new, master = real["client2"], real["master"]
     for field in ("serial", "notBefore", "notAfter"):
         assert new[field] is not None
@@ -275,7 +278,7 @@ def test_lines_are_not_counted_and_stay_in_the_order_of_the_tree(tmp_path: Path)
 
 def test_with_q_there_are_no_objects_and_problems_are_still_told(copy: Path) -> None:
     (copy / "keys/server/cert.pem").write_text("damaged")
-    result = generate(copy, "--json", "-q")
+    result = generate_here(copy, "--json", "-q")
     refused(result, "keys/server/cert.pem")
     assert result.stdout == ""
-    assert len(objects(generate(copy, "--json"))) == 4
+    assert len(objects(generate_here(copy, "--json"))) == 4

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from programs import paste
-from running import openssl, poll, run
+from programs import shell
+from running import PHRASES, openssl, poll, run
 from test_robots import (
     DDS_PAGE,
     MAKE_KEYSTORE,
@@ -50,7 +50,7 @@ def enclaves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_enclaves(
         tmp_path_factory.mktemp("keystore"), **{"dds.yml": lambda text: text + NESTED}
     )
-    result = paste(folder, MAKE_ALL, 0)
+    result = shell(folder, MAKE_ALL, PHRASES)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -138,7 +138,7 @@ def test_a_commonname_that_is_no_enclave_is_an_error_and_the_keystore_stays(
 ) -> None:
     folder = shutil.copytree(enclaves, tmp_path / "copy", symlinks=True)
     before = files(folder / "keystore")
-    result = paste(folder, "bash keystore.sh talker wrong", 0)
+    result = shell(folder, "bash keystore.sh talker wrong", PHRASES)
     assert (result.returncode, result.stderr) == (
         1,
         "keystore.sh: error: keys/wrong/cert.pem: its commonName must be an enclave's, such as"
@@ -146,7 +146,7 @@ def test_a_commonname_that_is_no_enclave_is_an_error_and_the_keystore_stays(
     )
     assert files(folder / "keystore") == before
     # A keystore holds the nodes that were named last.
-    assert paste(folder, "bash keystore.sh talker", 0).returncode == 0
+    assert shell(folder, "bash keystore.sh talker", PHRASES).returncode == 0
     assert {path.name for path in (folder / "keystore/enclaves").iterdir()} == {
         "talker",
         "governance.p7s",

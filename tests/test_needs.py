@@ -43,7 +43,7 @@ def test_what_is_missing_is_named_in_a_closing_line(
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     (tmp_path / "empty").mkdir()
     env = {"NO_SKIPS": "", **variables, "PATH": str(tmp_path / "empty"), "PYTHONWARNINGS": ""}
-    env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = run(sys.executable, "-m", "pytest", "-q", tmp_path, cwd=tmp_path, env=env)
     assert result.returncode == status, result.stdout
     assert counted in result.stdout

@@ -49,6 +49,7 @@ from running import (
     environment,
     fine,
     generate,
+    generate_here,
     openssl,
     poll,
     refused,
@@ -204,11 +205,11 @@ class Errand(NamedTuple):
 def revoke_another(folder: Path) -> None:
     """Have an entry on the list, of a node that is no more."""
     add_client2(folder)
-    fine(generate(folder))
-    fine(generate(folder, "--revoke", "client2"))
+    fine(generate_here(folder))
+    fine(generate_here(folder, "--revoke", "client2"))
     drop(folder / "keys", "client2")
     configure(folder)
-    fine(generate(folder))
+    fine(generate_here(folder))
 
 
 def request(folder: Path) -> None:
@@ -216,7 +217,7 @@ def request(folder: Path) -> None:
     keys = folder / "keys"
     (keys / "master/key.pem").rename(folder / "stick.pem")
     drop(keys, *NODES)
-    refused(generate(folder), "keys/server/csr.pem", "keys/client/csr.pem")
+    refused(generate_here(folder), "keys/server/csr.pem", "keys/client/csr.pem")
     drop(keys, "client/key.pem")
     (folder / "stick.pem").rename(keys / "master/key.pem")
 
@@ -690,8 +691,8 @@ def test_a_full_disk_costs_nothing_but_the_run(
         with disk(keys, name, prepared) as change:
             before, stat = take_holdings(contents(keys)), os.statvfs(keys)
             pages, inodes = stat.f_blocks - stat.f_bfree, stat.f_files - stat.f_ffree
-            left = (pages + room) * stat.f_frsize if of == "size" else inodes + room
-            change(f"{of}={left}")
+            left = {"size": (pages + room) * stat.f_frsize, "nr_inodes": inodes + room}
+            change(f"{of}={left[of]}")
             result = hold(folder, *case.arguments).go().end()
             if result.returncode:
                 for line in complaints(result, "error", 1):

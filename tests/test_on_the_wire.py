@@ -23,8 +23,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from certificates import CA, authority, certificate, certify, pem
-from configurations import configure
+from certificates import CA, authority, certificate, certify, decrypt, pem
 from exchanges import ANSWERED, Server, ask, client, connect
 from needs import PATH, needs, needs_package, needs_root
 from running import (
@@ -34,7 +33,8 @@ from running import (
     SERVER,
     Terminal,
     environment,
-    generate,
+    fine,
+    generate_here,
     openssl,
     poll,
     run,
@@ -49,28 +49,28 @@ RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
 Serve = Callable[..., Server]
 
 
-@pytest.fixture
-def server(made: Path, serve: Serve) -> Server:
-    """A server with the shipped configuration's keys."""
-    return serve("-k", str(made / "keys/server"))
-
-
 def error_lines(server: Server) -> list[str]:
     """Return what a server has printed on standard error since it listens."""
     return server.err.read_text().splitlines()[1:]
-
-
-def decrypt(node: Path) -> None:
-    """Take the pass phrase off a node's key."""
-    phrase = f"pass:{PHRASES['SROS_PASSPHRASE']}"
-    openssl("pkey", "-in", node / "key.pem", "-passin", phrase, "-out", node / "plain.pem")
-    (node / "plain.pem").replace(node / "key.pem")
 
 
 def script(name: str, keys: Path) -> list[str | Path]:
     """Return the command that runs a script with a folder, on a port that nobody serves."""
     scripts = {"server": SERVER, "client": CLIENT}
     return [sys.executable, scripts[name], "-k", keys / name, "--port", "0"]
+
+
+@contextlib.contextmanager
+def background(words: list[str | Path], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a command run while a block does, with its standard error in a file."""
+    command = [str(word) for word in words]
+    with log.open("w") as err:
+        process = subprocess.Popen(command, env=environment(PHRASES), stderr=err)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 # --- HTTP ------------------------------------------------------------------------------------
@@ -167,10 +167,7 @@ def test_the_client_does_not_take_the_rest_of_an_answer_for_the_next_one(
     made: Path, server: Server
 ) -> None:
     result = client(server.port, made / "keys/client", "GET / HTTP/1.0", "hola")
-    assert (result.returncode, result.stdout) == (
-        1,
-        "connected\nread: [HTTP/1.1 200 OK]\n",
-    )
+    assert (result.returncode, result.stdout) == (1, "connected\nread: [HTTP/1.1 200 OK]\n")
     assert "more than one line" in result.stderr
     result = client(server.port, made / "keys/client", "GET / HTTP/1.0")
     assert (result.returncode, result.stderr) == (0, "")
@@ -402,11 +399,7 @@ MACHINES = {  # commands that make a machine, the host, and the addresses that i
     "localhost without a hosts file": (": >hosts", "localhost", "127.0.0.1 ::1"),
     "no 127.0.0.1": ("ip address del 127.0.0.1/8 dev lo", "localhost", "::1"),
     "a name, and no 127.0.0.1": ("ip address del 127.0.0.1/8 dev lo", "robot1", "::1"),
-    "no IPv6": (
-        "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6",
-        "localhost",
-        "127.0.0.1",
-    ),
+    "no IPv6": ("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6", "localhost", "127.0.0.1"),
     "a name, and no IPv6": (
         "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6",
         "robot1",
@@ -458,21 +451,25 @@ kill $!
 """
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_the_zone_of_a_link_local_address_is_not_verified_but_the_address_is(
-    tmp_path: Path, named: bool
-) -> None:
+def call_with_a_zone(folder: Path) -> str:
+    """Have a client call a server by a link-local address with a zone. Return what it said."""
     needs_root()
     needs("ip")
-    configure(tmp_path)
-    if named:
-        path = tmp_path / "sros_config.yml"
-        path.write_text(path.read_text().replace("IP:::1 ", "IP:::1, IP:fe80::1 ", 1))
-    assert generate(tmp_path).returncode == 0
     text = ZONE.format(python=sys.executable, server=SERVER, client=CLIENT)
-    result = run("unshare", "-n", "sh", "-c", text, cwd=tmp_path, env=PHRASES)
-    assert (ANSWERED in result.stdout) == named, result
-    assert ("IP address mismatch" in result.stdout) == (not named)
+    return run("unshare", "-n", "sh", "-c", text, cwd=folder, env=PHRASES).stdout
+
+
+def test_the_zone_of_a_link_local_address_is_not_verified(copy: Path) -> None:
+    path = copy / "sros_config.yml"
+    path.write_text(path.read_text().replace("IP:::1 ", "IP:::1, IP:fe80::1 ", 1))
+    fine(generate_here(copy, "--renew", "server"))
+    said = call_with_a_zone(copy)
+    assert ANSWERED in said and "IP address mismatch" not in said
+
+
+def test_a_link_local_address_is_verified(copy: Path) -> None:
+    said = call_with_a_zone(copy)
+    assert ANSWERED not in said and "IP address mismatch" in said
 
 
 # --- Reload ----------------------------------------------------------------------------------
@@ -531,19 +528,16 @@ def test_a_signal_to_reload_that_comes_early_is_remembered(copy: Path, tmp_path:
     anchors.unlink()
     os.mkfifo(anchors)
     log = tmp_path / "log"
-    with log.open("w") as err:
-        process = subprocess.Popen(
-            script("server", copy / "keys"), env=environment(PHRASES), stderr=err
-        )
-    # This waits until the server opens the pipe, and so until it loads its folder.
-    with anchors.open("wb") as pipe:
-        process.send_signal(signal.SIGHUP)
-        anchors.unlink()
-        anchors.write_text("damaged")
-        pipe.write(text)
-    poll(lambda: "cannot reload" in log.read_text(), log.read_text)
-    process.terminate()
-    assert process.wait(DEADLINE) == 0
+    with background(script("server", copy / "keys"), log) as process:
+        # This waits until the server opens the pipe, and so until it loads its folder.
+        with anchors.open("wb") as pipe:
+            process.send_signal(signal.SIGHUP)
+            anchors.unlink()
+            anchors.write_text("damaged")
+            pipe.write(text)
+        poll(lambda: "cannot reload" in log.read_text(), log.read_text)
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
 
 
 # --- Signals while a script starts -----------------------------------------------------------
@@ -599,16 +593,12 @@ def test_a_signal_while_the_folder_is_loaded_ends_the_server_quietly(
     anchors = copy / "keys/server/ca.pem"
     anchors.unlink()
     os.mkfifo(anchors)
-    log = tmp_path / "log"
-    with log.open("w") as err:
-        process = subprocess.Popen(
-            script("server", copy / "keys"), env=environment(PHRASES), stderr=err
-        )
-    # This waits until the server opens the pipe, and so until it loads its folder.
-    with anchors.open("wb"):
-        process.send_signal(how)
-    assert process.wait(DEADLINE) == status
-    assert log.read_text() == ""
+    with background(script("server", copy / "keys"), tmp_path / "log") as process:
+        # This waits until the server opens the pipe, and so until it loads its folder.
+        with anchors.open("wb"):
+            process.send_signal(how)
+        assert process.wait(DEADLINE) == status
+    assert (tmp_path / "log").read_text() == ""
 
 
 def in_a_shell(ignored: bool, *command: str | Path) -> list[str | Path]:
@@ -630,18 +620,13 @@ def test_ctrl_c_ends_no_client_in_the_background(
 def test_ctrl_c_ends_no_server_in_the_background(
     made: Path, tmp_path: Path, ignored: bool, status: int
 ) -> None:
-    log = tmp_path / "log"
-    with log.open("w") as err:
-        process = subprocess.Popen(
-            in_a_shell(ignored, *script("server", made / "keys")),
-            env=environment(PHRASES),
-            stderr=err,
-        )
-    listening(log)
-    # The first one of two signals decides.
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(DEADLINE) == status
+    words = in_a_shell(ignored, *script("server", made / "keys"))
+    with background(words, tmp_path / "log") as process:
+        listening(tmp_path / "log")
+        # The first one of two signals decides.
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == status
 
 
 # --- Surroundings ----------------------------------------------------------------------------
@@ -692,12 +677,10 @@ def test_ciphers_that_cannot_be_overridden_are_a_line_that_names_the_file(
 def test_what_openssl_cnf_sets_for_good_is_a_line_that_names_the_file(
     made: Path, serve: Serve, tmp_path: Path, setting: str, name: str
 ) -> None:
-    env = openssl_cnf(tmp_path, setting)
+    envs = {"server": PHRASES, "client": PHRASES, name: openssl_cnf(tmp_path, setting)}
     word = setting.partition(" =")[0].removeprefix("1.")
-    server = serve("-k", str(made / "keys/server"), env=env if name == "server" else PHRASES)
-    result = client(
-        server.port, made / "keys/client", env=env if name == "client" else PHRASES
-    )
+    server = serve("-k", str(made / "keys/server"), env=envs["server"])
+    result = client(server.port, made / "keys/client", env=envs["client"])
     assert result.stdout == ANSWERED
     printed = {"server": server.err.read_text(), "client": result.stderr}
     for each, text in printed.items():
@@ -718,26 +701,21 @@ def test_a_good_client_is_served_beside_1100_silent_ones_under_the_usual_limit(
     made: Path, tmp_path: Path
 ) -> None:
     limited = ["sh", "-c", 'ulimit -Sn 1024; exec "$@"', "sh"]
-    with (tmp_path / "err").open("w") as err:
-        server = subprocess.Popen(
-            [*limited, *script("server", made / "keys")], env=environment(PHRASES), stderr=err
+    with background([*limited, *script("server", made / "keys")], tmp_path / "log"):
+        port = listening(tmp_path / "log")
+        silent = subprocess.Popen(
+            [sys.executable, "-c", SILENT, port],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-    port = listening(tmp_path / "err")
-    silent = subprocess.Popen(
-        [sys.executable, "-c", SILENT, port],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert silent.stdout and silent.stdout.readline() == "connected\n"
-        begun = time.monotonic()
-        assert client(int(port), made / "keys/client").stdout == ANSWERED
-        assert time.monotonic() - begun < SOON
-    finally:
-        silent.communicate()
-        server.kill()
-        server.wait()
+        try:
+            assert silent.stdout and silent.stdout.readline() == "connected\n"
+            begun = time.monotonic()
+            assert client(int(port), made / "keys/client").stdout == ANSWERED
+            assert time.monotonic() - begun < SOON
+        finally:
+            silent.communicate()
 
 
 def listening(log: Path) -> str:
@@ -746,24 +724,31 @@ def listening(log: Path) -> str:
     return log.read_text().partition(" port ")[2].split()[0]
 
 
-@pytest.mark.parametrize("name", ["server", "client"])
-def test_a_full_disk_is_named_as_such(made: Path, server: Server, name: str) -> None:
-    command = f'exec "$@" >/dev/full 2>{made.parent}/full-{name}'
-    (made.parent / f"full-{name}").touch()
-    words = [*map(str, script(name, made / "keys"))]
-    shell = ["sh", "-c", command, "sh", *words]
-    if name == "client":
-        assert run(*shell, "--port", str(server.port), env=PHRASES).returncode == 1
-    else:
-        process = subprocess.Popen(shell, env=environment(PHRASES))
-        port = int(listening(made.parent / "full-server"))
+def to_a_full_disk(name: str, keys: Path, *arguments: str) -> list[str | Path]:
+    """Return the command that runs a script with a standard output that is full."""
+    words = [*script(name, keys), *arguments]
+    return ["sh", "-c", 'exec "$@" >/dev/full', "sh", *words]
+
+
+FULL = "cannot print: No space left on device"
+
+
+def test_a_client_names_a_full_disk_as_such(made: Path, server: Server) -> None:
+    words = to_a_full_disk("client", made / "keys", "--port", str(server.port))
+    result = run(*words, env=PHRASES)
+    assert result.returncode == 1 and result.stderr.count("error: ") == 1
+    assert FULL in result.stderr
+
+
+def test_a_server_goes_on_and_names_a_full_disk_once(made: Path, tmp_path: Path) -> None:
+    with background(to_a_full_disk("server", made / "keys"), tmp_path / "log") as process:
+        port = int(listening(tmp_path / "log"))
         for _ in range(2):
             assert client(port, made / "keys/client").stdout == ANSWERED
         process.terminate()
         assert process.wait(DEADLINE) == 0
-    lines = (made.parent / f"full-{name}").read_text().splitlines()
-    (line,) = [line for line in lines if "error: " in line]
-    assert "cannot print: No space left on device" in line
+    said = (tmp_path / "log").read_text()
+    assert said.count("error: ") == 1 and FULL in said
 
 
 def test_the_client_is_quiet_when_head_has_seen_enough(made: Path, server: Server) -> None:
@@ -833,8 +818,9 @@ def served_within(seconds: float, server: Server, keys: Path) -> bool:
     ids=["no-utf-8", "control", "plain", "many-lines"],
 )
 def test_a_good_client_is_served_beside_500_lines_to_escape(
-    made: Path, server: Server, text: bytes
+    made: Path, serve: Serve, text: bytes
 ) -> None:
+    server = serve("-k", str(made / "keys/server"))
     keys = made / "keys/client"
     with contextlib.ExitStack() as stack:
         greedy = [stack.enter_context(connect(server.port, keys)) for _ in range(500)]
@@ -919,8 +905,9 @@ FFDHE8192 = b"\x01\x04"
 
 @pytest.mark.slow
 def test_a_good_client_is_served_beside_300_hellos_with_a_large_group(
-    made: Path, server: Server
+    made: Path, serve: Serve
 ) -> None:
+    server = serve("-k", str(made / "keys/server"))
     greedy = hello(FFDHE8192, b"\x7f" * 1024)
     with contextlib.ExitStack() as stack:
         for _ in range(300):

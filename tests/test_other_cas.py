@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from certificates import NEW_KEY, SUBJECT, certificate, lists, number
+from certificates import NEW_KEY, SUBJECT, certificate, judge, lists, number
 from configurations import configure, edit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -32,7 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from exchanges import ANSWERED, SERVED, Server, client
 from folders import DERIVED, NODE_FILES, changed, drop, tree
-from needs import needs, needs_those_of
+from needs import needs
+from programs import run_block
 from running import (
     CLIENT,
     DEADLINE,
@@ -43,6 +44,7 @@ from running import (
     environment,
     fine,
     generate,
+    generate_here,
     openssl,
     refused,
     run,
@@ -276,7 +278,7 @@ def once_asked(tmp_path_factory: pytest.TempPathFactory) -> Asking:
     shutil.copy(root.cert, folder / "keys/root")
     root.put_list(folder / "keys/root/crl.pem")
     edit(folder, lambda keys: keys["root"].update(key="rsa:3072"))
-    return Asking(folder, root, generate(folder, env={"SROS_PASSPHRASE": "sros"}))
+    return Asking(folder, root, generate_here(folder, env={"SROS_PASSPHRASE": "sros"}))
 
 
 @pytest.fixture
@@ -359,7 +361,7 @@ def test_a_root_that_brings_no_list_is_an_error_and_its_nodes_get_none(
     brought = (keys / "root/crl.pem").read_bytes()
     drop(keys / "root", "crl.pem")
     sign_master(asking)
-    refused(generate(folder), "keys/root/crl.pem: is missing")
+    refused(generate_here(folder), "keys/root/crl.pem: is missing")
     assert {path.name for path in (keys / "server").iterdir()} == NODE_FILES - {"crl.pem"}
     assert {path.name for path in (keys / "client").iterdir()} == NODE_FILES - {"crl.pem"}
     assert not (keys / "root/crl.pem").exists()
@@ -367,7 +369,7 @@ def test_a_root_that_brings_no_list_is_an_error_and_its_nodes_get_none(
 
     (keys / "root/crl.pem").write_bytes(brought)
     before = tree(keys)
-    fine(generate(folder, env=None))
+    fine(generate_here(folder, env=None))
     assert changed(before, tree(keys)) == {"server/crl.pem", "client/crl.pem"}
     assert [len(lists(keys / node / "crl.pem")) for node in ("server", "client")] == [2, 2]
 
@@ -408,7 +410,7 @@ def test_a_masters_certificate_that_cannot_be_one_is_refused_and_changes_nothing
     master = asking.folder / "keys/master"
     mistake(asking, master / "cert.pem")
     before = tree(asking.folder)
-    refused(generate(asking.folder), "keys/master/cert.pem", "2 below master")
+    refused(generate_here(asking.folder), "keys/master/cert.pem", "2 below master")
     assert tree(asking.folder) == before
 
 
@@ -418,7 +420,7 @@ def test_what_the_root_elsewhere_revokes_reaches_the_nodes_with_its_next_list(
     folder, root, _ = asking
     keys = folder / "keys"
     sign_master(asking)
-    fine(generate(folder))
+    fine(generate_here(folder))
     unaware = folder.with_name(
         "unaware"
     )  # a client that has no list, so that the server decides
@@ -429,7 +431,9 @@ def test_what_the_root_elsewhere_revokes_reaches_the_nodes_with_its_next_list(
 
     root.ca("-revoke", keys / "master/cert.pem")
     root.put_list(keys / "root/crl.pem")
-    first, _ = refused(generate(folder, env=None), "keys/master/cert.pem", "2 below master")
+    first, _ = refused(
+        generate_here(folder, env=None), "keys/master/cert.pem", "2 below master"
+    )
     assert "revoked" in first
     for node in ("server", "client"):
         assert [number(crl) for crl in lists(keys / node / "crl.pem")] == [1, 2]
@@ -442,7 +446,7 @@ def test_a_list_without_a_number_is_the_first_one(asking: Asking) -> None:
     folder, root, _ = asking  # whose list has a number, and was accepted
     root.put_list(folder / "keys/root/crl.pem", "-name", "numberless")
     before = tree(folder)
-    refused(generate(folder), "keys/master/csr.pem", "2 below master")
+    refused(generate_here(folder), "keys/master/csr.pem", "2 below master")
     assert tree(folder) == before
 
 
@@ -479,7 +483,7 @@ def under_a_higher_ca(
     pair = ("-in", root / "cert.pem", "-signkey", root / "key.pem", "-passin", "pass:root")
     openssl("x509", "-x509toreq", *pair, "-out", request)
     higher.sign(request, root / "cross.pem", "-extensions", "ca-above-cas")
-    fine(generate(folder, env=None))
+    fine(generate_here(folder, env=None))
     theirs = trusting(folder / "keys/server", higher.cert, base / "theirs")
     return Crossed(folder, higher, lasting(folder / "keys/server"), lasting(theirs))
 
@@ -529,20 +533,10 @@ def test_those_who_trust_a_higher_ca_verify_our_nodes_through_cross_pem(
         accepts(each, made / "keys/client")
 
 
-@pytest.mark.parametrize(
-    "through", ["nobody", "its own sub-CA", "a sub-CA named like our master"]
-)
-def test_a_client_of_the_higher_ca_is_refused_even_with_cross_pem_in_its_chain(
-    under_a_higher_ca: Crossed, tmp_path: Path, through: str
-) -> None:
-    folder, higher, server, trusting_higher = under_a_higher_ca
-    signer, between = higher, []
-    if through != "nobody":
-        name = "/O=Group/CN=Beside" if through == "its own sub-CA" else f"{SUBJECT}master"
-        signer = Authority(tmp_path / "sub", name, above=higher)
-        between = [signer.cert]
+def only_the_higher_ca_lets_in(crossed: Crossed, theirs: Path, *between: Path) -> None:
+    """Require that our server refuses a client of the higher CA, whatever chain it sends."""
+    folder, higher, server, trusting_higher = crossed
     cross = folder / "keys/root/cross.pem"
-    theirs = make_client(tmp_path / "theirs", signer, higher.cert, *between)
     turns_away(server, theirs, UNTRUSTED, "unknown ca")
     for more in ([cross], [cross, higher.cert]):
         chain = [theirs / "cert.pem", *between, *more]
@@ -552,6 +546,24 @@ def test_a_client_of_the_higher_ca_is_refused_even_with_cross_pem_in_its_chain(
     accepts(trusting_higher, theirs)  # the same client is sound
 
 
+def test_a_client_of_the_higher_ca_is_refused_even_with_cross_pem_in_its_chain(
+    under_a_higher_ca: Crossed, tmp_path: Path
+) -> None:
+    higher = under_a_higher_ca.higher
+    theirs = make_client(tmp_path / "theirs", higher, higher.cert)
+    only_the_higher_ca_lets_in(under_a_higher_ca, theirs)
+
+
+@pytest.mark.parametrize("subject", ["/O=Group/CN=Beside", f"{SUBJECT}master"])
+def test_a_client_of_a_ca_below_the_higher_ca_is_refused_even_if_it_has_our_masters_name(
+    under_a_higher_ca: Crossed, tmp_path: Path, subject: str
+) -> None:
+    higher = under_a_higher_ca.higher
+    beside = Authority(tmp_path / "sub", subject, above=higher)
+    theirs = make_client(tmp_path / "theirs", beside, higher.cert, beside.cert)
+    only_the_higher_ca_lets_in(under_a_higher_ca, theirs, beside.cert)
+
+
 def test_cross_pem_stays_good_when_root_is_renewed(
     made: Path, crossed: Crossed, tmp_path: Path, serve: Serve
 ) -> None:
@@ -559,7 +571,7 @@ def test_cross_pem_stays_good_when_root_is_renewed(
     keys = folder / "keys"
     cross = (keys / "root/cross.pem").read_bytes()
     old = certificate(keys / "root/cert.pem")
-    fine(generate(folder, "--renew", "root"))
+    fine(generate_here(folder, "--renew", "root"))
     new = certificate(keys / "root/cert.pem")
     assert new.serial_number != old.serial_number and new.public_key() == old.public_key()
     assert (keys / "root/cross.pem").read_bytes() == cross
@@ -572,29 +584,39 @@ def test_cross_pem_stays_good_when_root_is_renewed(
     accepts(server, made / "keys/client")  # which has the old one still
     accepts(server, trusting(keys / "client", higher.cert, tmp_path / "partner"))
     before = tree(folder)
-    fine(generate(folder, env=None))
+    fine(generate_here(folder, env=None))
     assert tree(folder) == before
 
 
-@pytest.mark.parametrize("whose", ["another key", "another name", "the higher CA"])
+def for_another_key(higher: Authority, cross: Path) -> None:
+    """Have the higher CA certify another key of root's name."""
+    elsewhere = higher.folder / "elsewhere"
+    elsewhere.mkdir()
+    request = make_request(elsewhere, f"{SUBJECT}root")
+    higher.sign(request, cross, "-extensions", "ca-above-cas")
+
+
+def for_another_name(higher: Authority, cross: Path) -> None:
+    """Have the higher CA certify root's key, by a policy that omits a part of its name."""
+    how = ("-extensions", "ca-above-cas", "-policy", "short")
+    higher.sign(higher.folder / "root.csr", cross, *how)
+    root = certificate(cross.with_name("cert.pem"))
+    assert certificate(cross).public_key() == root.public_key()
+
+
+def of_the_higher_ca(higher: Authority, cross: Path) -> None:
+    """Take the higher CA's own certificate for one that it signed."""
+    shutil.copy(higher.cert, cross)
+
+
+@pytest.mark.parametrize("mistake", [for_another_key, for_another_name, of_the_higher_ca])
 def test_a_cross_pem_for_another_key_or_name_is_refused_and_changes_nothing(
-    crossed: Crossed, tmp_path: Path, whose: str
+    crossed: Crossed, mistake: Callable[[Authority, Path], None]
 ) -> None:
     folder, higher, *_ = crossed  # in which a sound one was accepted
-    cross = folder / "keys/root/cross.pem"
-    how = ("-extensions", "ca-above-cas")
-    if whose == "another key":
-        higher.sign(make_request(tmp_path, f"{SUBJECT}root"), cross, *how)
-    elif whose == "another name":  # as a policy leaves one of its parts out
-        higher.sign(higher.folder / "root.csr", cross, *how, "-policy", "short")
-        assert (
-            certificate(cross).public_key()
-            == certificate(cross.with_name("cert.pem")).public_key()
-        )
-    else:
-        shutil.copy(higher.cert, cross)
+    mistake(higher, folder / "keys/root/cross.pem")
     before = tree(folder)
-    refused(generate(folder), "keys/root/cross.pem")
+    refused(generate_here(folder), "keys/root/cross.pem")
     assert tree(folder) == before
 
 
@@ -706,7 +728,7 @@ def robots(made: Path, tmp_path_factory: pytest.TempPathFactory, lasting: Serve)
         (here / "keys" / name).mkdir()
         shutil.copy(request(there / name), here / "keys" / name / "csr.pem")
     before = tree(here)
-    fine(generate(here, env={"SROS_PASSPHRASE": "sros"}))
+    fine(generate_here(here, env={"SROS_PASSPHRASE": "sros"}))
     written = {x for x in changed(before, tree(here)) if "/issued/" not in x}
     assert written == {f"keys/{x}/{file}" for x in ROBOTS for file in ("cert.pem", *DERIVED)}
     for name in ROBOTS:
@@ -837,12 +859,12 @@ def test_a_damaged_forged_or_weak_request_gives_one_error_line_and_changes_nothi
         (copy / "keys" / name).mkdir()
         spoil(copy / "keys" / name / "csr.pem", sound)
     before = tree(copy)
-    refused(generate(copy), *(f"keys/{name}/csr.pem" for name in BAD_REQUESTS))
+    refused(generate_here(copy), *(f"keys/{name}/csr.pem" for name in BAD_REQUESTS))
     assert tree(copy) == before
 
     for name in BAD_REQUESTS:
         shutil.copy(sound, copy / "keys" / name)
-    fine(generate(copy))
+    fine(generate_here(copy))
 
 
 def test_a_request_for_a_key_of_pss_only_is_not_certified_as_another_kind_of_key(
@@ -854,7 +876,7 @@ def test_a_request_for_a_key_of_pss_only_is_not_certified_as_another_kind_of_key
     request = copy / "keys/pss/csr.pem"
     weak("rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048")(request, request)
     before = tree(copy)
-    refused(generate(copy), "keys/pss/csr.pem")
+    refused(generate_here(copy), "keys/pss/csr.pem")
     assert tree(copy) == before
 
 
@@ -882,14 +904,6 @@ OVER_TLS = """-tls-cert keys/server/fullchain.pem \
 -tls-key <(openssl pkey -in keys/server/key.pem -passin env:SROS_PASSPHRASE) \
 -mutual-tls-ca keys/server/ca.pem -mutual-tls-cn '^client$'
 """
-
-
-def shell(folder: Path, text: str) -> Result:
-    """Run a shell block of a page, and have it succeed."""
-    needs_those_of(text)
-    result = run("bash", "-euo", "pipefail", "-c", text, cwd=folder, env=PHRASES)
-    assert result.returncode == 0, result.stderr
-    return result
 
 
 class Service:
@@ -942,7 +956,7 @@ class Service:
 
     def enrol(self, folder: Path) -> Path:
         """Have it sign a request as the page does, and return the new client's folder."""
-        shell(folder, ENROL.replace("-remote localhost", f"-remote localhost:{self.port}"))
+        run_block(folder, ENROL.replace("-remote localhost", f"-remote localhost:{self.port}"))
         assert {path.name for path in (folder / "client3").iterdir()} == NODE_FILES | {
             "cert.csr"
         }
@@ -982,7 +996,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with another master, of the same names."""
     folder = tmp_path_factory.mktemp("foreign")
     configure(folder)
-    fine(generate(folder))
+    fine(generate_here(folder))
     service = Service(folder)
     yield service
     service.stop()
@@ -1065,13 +1079,8 @@ def is_strict_client(node: Path, master: x509.Certificate) -> None:
     assert get(x509.SubjectKeyIdentifier).value == own
     above = master.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     assert get(x509.AuthorityKeyIdentifier).value.key_identifier == above
-    files = {"CRLfile": "crl", "CAfile": "ca", "untrusted": "fullchain"}
-    verify = ["openssl", "verify", "-x509_strict", "-crl_check_all"]
-    verify += ["-no-CApath", "-no-CAstore"]
-    for option, file in files.items():
-        verify += [f"-{option}", str(node / f"{file}.pem")]
-    assert run(*verify, "-purpose", "sslclient", node / "cert.pem").returncode == 0
-    assert run(*verify, "-purpose", "sslserver", node / "cert.pem").returncode != 0
+    assert judge(node, purpose="sslclient").returncode == 0
+    assert judge(node, purpose="sslserver").returncode != 0
 
 
 def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name(
@@ -1081,15 +1090,15 @@ def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name
     client3 = ours.enrol(folder)
     accepts(serve("-k", str(folder / "keys/server")), client3)
     before = tree(folder / "keys")
-    complaints(generate(folder, "--revoke", "client3"), "error", 2)
+    complaints(generate_here(folder, "--revoke", "client3"), "error", 2)
     assert tree(folder / "keys") == before
 
-    shell(folder, RECORD)
+    run_block(folder, RECORD)
     serial = certificate(client3 / "cert.pem").serial_number
     (record,) = folder.glob("keys/master/issued/client3-*.pem")
     assert re.fullmatch(f"client3-0?{serial:X}", record.stem)
     before = tree(folder / "keys")
-    result = fine(generate(folder, "--revoke", "client3"))
+    result = fine(generate_here(folder, "--revoke", "client3"))
     assert "1 revoked" in result.stdout
     rewritten = {f"{name}/crl.pem" for name in ("master", "server", "client")}
     assert changed(before, tree(folder / "keys")) == rewritten
@@ -1098,12 +1107,10 @@ def test_what_cfssl_issued_is_revoked_by_its_record_though_no_entry_has_its_name
     server = serve("-k", str(folder / "keys/server"))
     turns_away(server, client3, "certificate revoked", "certificate revoked")
     accepts(server, folder / "keys/client")
-    fine(generate(folder, env=None))
+    fine(generate_here(folder, env=None))
 
 
-def test_over_tls_cfssl_serves_only_clients_of_our_ca(
-    service: tuple[Path, Service],
-) -> None:
+def test_over_tls_cfssl_serves_only_clients_of_our_ca(service: tuple[Path, Service]) -> None:
     folder, plain = service
     request = make_request(folder, "/CN=client4")
     (folder / "body.json").write_text(json.dumps({"certificate_request": request.read_text()}))

@@ -23,9 +23,9 @@ import test_ros1
 import test_zenoh
 from exchanges import Server
 from folders import seldom
-from needs import PACKAGES, needs, needs_mldsa, needs_those_of
-from programs import answers, follow, free_port, plain, running
-from running import DEADLINE, PHRASES, ROOT, Terminal, environment, openssl, run
+from needs import PACKAGES, needs, needs_mldsa
+from programs import answers, follow, free_port, plain, running, shell
+from running import DEADLINE, PHRASES, ROOT, Terminal, environment, generate_here, openssl, run
 
 README = pages.README
 SECTIONS = pages.sections(README)
@@ -63,17 +63,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     NGINX: ("-c nginx.conf",),
     OPENSSL: ("openssl s_client",),
 }
-
-
-def shell(
-    folder: Path, text: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a shell block in a folder, with this Python as python3."""
-    needs_those_of(text)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return run(
-        "bash", "-euo", "pipefail", "-c", text, cwd=folder, env={**(env or {}), "PATH": path}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -398,12 +387,8 @@ def test_the_tables_name_every_key_type_and_field_that_the_script_knows(
 
     def known(old: str, new: str, pattern: str) -> set[str]:
         (tmp_path / "sros_config.yml").write_text(text.replace(old, new, 1))
-        result = run(sys.executable, ROOT / "simple_key_generation.py", cwd=tmp_path)
-        return {
-            *re.findall(
-                pattern, result.stderr.partition(" the known ones are ")[2] or result.stderr
-            )
-        }
+        said = generate_here(tmp_path).stderr
+        return {*re.findall(pattern, said.partition(" the known ones are ")[2] or said)}
 
     def told(row: str) -> set[str]:
         (cells,) = re.findall(rf"^\| `{row}` \|.*\|(.*)\|$", section, re.MULTILINE)

@@ -25,7 +25,7 @@ import pytest
 from configurations import configure
 from cryptography import x509
 from needs import needs
-from programs import Program, check_row, free_port, paste, recipe, running
+from programs import Program, check_row, free_port, paste, recipe, run_block, running, shell
 from running import PHRASES, ROOT, generate, openssl, poll, run
 
 pytestmark = pytest.mark.slow
@@ -50,13 +50,6 @@ SQL = Program("PostgreSQL", "OpenSSL", "psql --version", True, True, True)
 )
 def test_the_row_of_a_program_says_what_is_tested_here(program: Program) -> None:
     check_row(program)
-
-
-def run_block(folder: Path, text: str, port: int = 0) -> str:
-    """Paste a block that must succeed, and return what it printed."""
-    result = paste(folder, text, port)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def prepare(folder: Path) -> None:
@@ -213,30 +206,39 @@ def aliens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_enclaves(tmp_path_factory.mktemp("aliens"))
 
 
-@pytest.fixture(scope="module")
-def intruding(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What a command starts with to run without checks of its own documents."""
-    folder = tmp_path_factory.mktemp("trusting")
+def compile_trusting(folder: Path) -> str:
+    """Return what a command starts with to run without checks of its own documents."""
+    needs("gcc")
     source, library = folder / "trusting.c", folder / "trusting.so"
     source.write_text(TRUSTING)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-    return f"env LD_PRELOAD={library}"
+    return f"env LD_PRELOAD={library} "
 
 
-@pytest.fixture
-def domain() -> Iterator[int]:
-    """A domain of the test's own.
+@pytest.fixture(scope="module")
+def trusting(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a command starts with to run without checks of its own documents."""
+    return compile_trusting(tmp_path_factory.mktemp("trusting"))
 
-    The test keeps the first of the domain's ports, which is not used on the loopback device.
-    """
-    for number in range(1, 100):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+
+@contextmanager
+def kept(numbers: range, kind: socket.SocketKind) -> Iterator[int]:
+    """A domain of the test's own: it keeps the first of the domain's ports, of some kind."""
+    for number in numbers:
+        with socket.socket(socket.AF_INET, kind) as port:
             try:
                 port.bind(("127.0.0.1", 7400 + 250 * number))
             except OSError:
                 continue
             yield number
             return
+
+
+@pytest.fixture
+def domain() -> Iterator[int]:
+    """A domain of the test's own, whose first port is not used on the loopback device."""
+    with kept(range(1, 50), socket.SOCK_DGRAM) as number:
+        yield number
 
 
 Join = Callable[..., AbstractContextManager[Path]]
@@ -263,7 +265,7 @@ def join(domain: int, enclaves: Path) -> Join:
         command = command.replace(
             f"keystore/enclaves/{role}", str(enclave or folder / "keystore/enclaves" / role)
         )
-        command = command.replace("ddsperf", f"{prefix} ddsperf -T {topic}")
+        command = command.replace("ddsperf", f"{prefix}ddsperf -T {topic}")
         return running(folder, dds_block("sh", SETTINGS) + command, 0, ready=lambda: True)
 
     return start
@@ -323,70 +325,86 @@ def sign_for_itself(enclave: Path, node: str) -> None:
     (enclave / "permissions.p7s").write_text(sign(grant(node), enclave))
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """What the enclave of a participant that is refused is made from."""
-
-    enclaves: Path
-    aliens: Path
-    intruding: str  # what its command starts with, if it is to get past its own checks
-
-
-def alien(fleet: Fleet, enclave: Path, role: str) -> str:
-    shutil.copytree(fleet.aliens / "keystore/enclaves" / role, enclave, dirs_exist_ok=True)
-    return ""
-
-
-def revoked(fleet: Fleet, enclave: Path, role: str) -> str:
-    take_name(fleet, enclave, "thief")
-    write_grant(enclave, grant("thief"), fleet.enclaves / "keys/permissions")
-    return ""
-
-
-def granted_by_another_ca(fleet: Fleet, enclave: Path, role: str) -> str:
-    signer = fleet.aliens / "keys/permissions"
-    write_grant(enclave, grant(role), signer)
-    shutil.copy(signer / "cert.pem", enclave / "permissions_ca.cert.pem")
-    shutil.copy(fleet.aliens / "keystore/enclaves" / role / "governance.p7s", enclave)
-    return ""
-
-
-def granted_by_itself(fleet: Fleet, enclave: Path, role: str) -> str:
-    sign_for_itself(enclave, role)
-    return fleet.intruding
-
-
-def ended(fleet: Fleet, enclave: Path, role: str) -> str:
-    write_grant(enclave, grant(role, ends=hour(-1)), fleet.enclaves / "keys/permissions")
-    return "faketime -f -2h"
-
-
-def not_granted(fleet: Fleet, enclave: Path, role: str) -> str:
-    take_name(fleet, enclave, "camera")
-    return ""
-
-
-def granted_other_topics(fleet: Fleet, enclave: Path, role: str) -> str:
-    other = grant(role).replace("DDSPerf*", "Nothing*")
-    write_grant(enclave, other, fleet.enclaves / "keys/permissions")
-    return ""
-
-
-def take_name(fleet: Fleet, enclave: Path, node: str) -> None:
-    """Give an enclave a node's certificate and key, and a list without revocations."""
-    for file in ("cert.pem", "key.pem"):
-        shutil.copy(fleet.enclaves / "keys" / node / file, enclave)
-    shutil.copy(fleet.enclaves / "old.pem", enclave / "crl.pem")
-
-
 def write_grant(enclave: Path, text: str, signer: Path) -> None:
     """Sign a grant with the key in a folder, and put it into an enclave."""
     (enclave / "permissions.p7s").write_text(sign(text, signer))
 
 
-# How to make each participant of the page's table from an enclave that is in order. Each
-# function returns what the participant's command starts with.
-INTRUDERS: dict[str, Callable[[Fleet, Path, str], str]] = {
+@dataclass(frozen=True)
+class Intrusion:
+    """What a participant that is refused is made from: its enclave is in order at first."""
+
+    enclaves: Path
+    aliens: Path
+    trusting: str  # what its command starts with, if it is to get past its own checks
+    enclave: Path
+    role: str
+    place: str = "keystore/enclaves"  # of the enclaves, in the page's folder
+    grant: Callable[..., str] = grant
+
+    def take_name(self, node: str) -> None:
+        """Give it the certificate and the key of some node, and a list without revocations."""
+        for file in ("cert.pem", "key.pem"):
+            shutil.copy(self.enclaves / "keys" / node / file, self.enclave)
+        shutil.copy(self.enclaves / "old.pem", self.enclave / "crl.pem")
+
+    def write_grant(self, text: str) -> None:
+        """Put a grant into the enclave that the right CA signed."""
+        write_grant(self.enclave, text, self.enclaves / "keys/permissions")
+
+
+# Each of these makes one of the page's table, and returns what its command starts with.
+
+
+def alien(intrusion: Intrusion) -> str:
+    theirs = intrusion.aliens / intrusion.place / intrusion.role
+    shutil.copytree(theirs, intrusion.enclave, dirs_exist_ok=True)
+    return ""
+
+
+def revoked(intrusion: Intrusion) -> str:
+    intrusion.take_name("thief")
+    intrusion.write_grant(intrusion.grant("thief"))
+    return ""
+
+
+def granted_by_itself(intrusion: Intrusion) -> str:
+    write_grant(intrusion.enclave, intrusion.grant(intrusion.role), intrusion.enclave)
+    return intrusion.trusting
+
+
+def ended(intrusion: Intrusion) -> str:
+    intrusion.write_grant(intrusion.grant(intrusion.role, ends=hour(-1)))
+    return "faketime -f -2h "
+
+
+def not_granted(intrusion: Intrusion) -> str:
+    intrusion.take_name("camera")
+    return ""
+
+
+def granted_by_another_ca(intrusion: Intrusion) -> str:
+    signer = intrusion.aliens / "keys/permissions"
+    write_grant(intrusion.enclave, grant(intrusion.role), signer)
+    shutil.copy(signer / "cert.pem", intrusion.enclave / "permissions_ca.cert.pem")
+    theirs = intrusion.aliens / intrusion.place / intrusion.role
+    shutil.copy(theirs / "governance.p7s", intrusion.enclave)
+    return ""
+
+
+def granted_other_topics(intrusion: Intrusion) -> str:
+    intrusion.write_grant(grant(intrusion.role).replace("DDSPerf*", "Nothing*"))
+    return ""
+
+
+def unsecured(intrusion: Intrusion) -> str:
+    path = intrusion.enclave / "unsecured.xml"
+    text = dds_file("cyclonedds.xml")
+    path.write_text(re.sub("<Security>.*</Security>", "", text, flags=re.DOTALL))
+    return f"env CYCLONEDDS_URI=file://{path} "
+
+
+INTRUDERS: dict[str, Callable[[Intrusion], str]] = {
     "of another CA": alien,
     "revoked": revoked,
     "with a grant signed by another CA": granted_by_another_ca,
@@ -394,8 +412,8 @@ INTRUDERS: dict[str, Callable[[Fleet, Path, str], str]] = {
     "with a grant that has ended": ended,
     "without a grant for its name": not_granted,
     "with a grant for other topics": granted_other_topics,
+    "without security": unsecured,
 }
-UNSECURED = "without security"
 
 
 @pytest.mark.cyclonedds
@@ -408,7 +426,7 @@ def test_each_block_of_the_page_is_one_of_its_files_or_is_run_here() -> None:
     # Two transcripts, and ROS 2's own commands, which are not run here.
     texts = [text for kind, text in DDS_BLOCKS if kind == "text"]
     assert ["ros2 run" in text for text in texts] == [False, False, True]
-    assert [name for name, _, _ in REFUSALS] == [*INTRUDERS, UNSECURED]
+    assert [name for name, _, _ in REFUSALS] == [*INTRUDERS]
     assert dds_block("sh", MAKE_KEYS).endswith(f"\n{MAKE_KEYSTORE}")
 
 
@@ -441,41 +459,50 @@ def test_who_is_refused_gets_and_sends_nothing_and_the_right_participant_does(
     join: Join,
     enclaves: Path,
     aliens: Path,
-    intruding: str,
+    trusting: str,
     tmp_path: Path,
     role: str,
     name: str,
     reporter: str,
     line: str,
 ) -> None:
-    if name == UNSECURED:
-        settings = dds_file("cyclonedds.xml")
-        settings = re.sub("<Security>.*</Security>", "", settings, flags=re.DOTALL)
-        (tmp_path / "cyclonedds.xml").write_text(settings)
-        intrusion = join(role, folder=tmp_path)
-    else:
-        enclave = tmp_path / role
-        shutil.copytree(enclaves / "keystore/enclaves" / role, enclave)
-        prefix = INTRUDERS[name](Fleet(enclaves, aliens, intruding), enclave, role)
-        intrusion = join(role, enclave, prefix=prefix)
+    enclave = tmp_path / role
+    shutil.copytree(enclaves / "keystore/enclaves" / role, enclave)
+    prefix = INTRUDERS[name](Intrusion(enclaves, aliens, trusting, enclave, role))
+    intrusion = join(role, enclave, prefix=prefix)
+    refuse(join, role, intrusion, lambda log: matches(log, line), reporter)
+
+
+def refuse(
+    join: Join,
+    role: str,
+    intrusion: AbstractContextManager[Path],
+    reports: Callable[[Path], bool],
+    reporter: str,
+    hears: Callable[[Path], bool] = received,
+) -> None:
+    """Require that an intruder gets and sends nothing, and that the reporter says so.
+
+    The right participant in its role gets or sends something.
+    """
     with ExitStack() as participants:
         own = participants.enter_context(join(partner(role)))
         other = participants.enter_context(intrusion)
         logs = {"the other side": [own], "the participant": [other]}.get(
             reporter, [own, other]
         )
-        poll(lambda: any(matches(log, line) for log in logs), lambda: printed(own, other))
-        assert not received(own) and not received(other), printed(own, other)
+        poll(lambda: any(map(reports, logs)), lambda: printed(own, other))
+        assert not hears(own) and not hears(other), printed(own, other)
         # The same with the right enclave.
         twin = participants.enter_context(join(role))
-        poll(lambda: received(own) or received(twin), lambda: printed(own, twin))
-        assert not received(other), other.read_text()
+        poll(lambda: hears(own) or hears(twin), lambda: printed(own, twin))
+        assert not hears(other), other.read_text()
 
 
 @pytest.mark.cyclonedds
 @pytest.mark.parametrize("role", ["talker", "listener"])
 def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
-    join: Join, intruding: str, tmp_path: Path, role: str
+    join: Join, trusting: str, tmp_path: Path, role: str
 ) -> None:
     make_enclaves(tmp_path)
     node, other = (tmp_path / "keystore/enclaves" / name for name in (role, partner(role)))
@@ -501,7 +528,7 @@ def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
 
     # Without that library it grants itself all topics, and the other side refuses it.
     sign_for_itself(node, role)
-    greedy = join(role, node, prefix=intruding, topic="K32")
+    greedy = join(role, node, prefix=trusting, topic="K32")
     with greedy as log, join(partner(role), other, topic="K32") as their:
         said = "Could not get remote participant … unable to get local issuer certificate"
         poll(lambda: matches(their, said), lambda: printed(log, their))
@@ -520,7 +547,7 @@ def test_a_limited_node_does_what_it_may_and_can_grant_itself_no_more(
 )
 def test_each_of_the_two_measures_alone_refuses_a_node_that_grants_itself_permissions(
     join: Join,
-    intruding: str,
+    trusting: str,
     tmp_path: Path,
     role: str,
     two_cas: bool,
@@ -535,7 +562,7 @@ def test_each_of_the_two_measures_alone_refuses_a_node_that_grants_itself_permis
         with join(role, enclave) as node:
             poll(lambda: matches(node, "failed: -13"), lambda: printed(own, node))
         sign_for_itself(enclave, role)
-        with join(role, enclave, prefix=intruding) as node:
+        with join(role, enclave, prefix=trusting) as node:
             if said is None:
                 poll(lambda: received(own) or received(node), lambda: printed(own, node))
             else:
@@ -581,7 +608,7 @@ def test_a_grant_with_an_end_of_its_own_is_refused(tmp_path: Path) -> None:
     before = (tmp_path / "keystore/enclaves/talker/permissions.p7s").read_bytes()
     text = dds_file("permissions.xml").replace("ENDS", "2036-01-01T00:00:00")
     (tmp_path / "permissions-talker.xml").write_text(text)
-    result = paste(tmp_path, MAKE_KEYSTORE, 0)
+    result = shell(tmp_path, MAKE_KEYSTORE, PHRASES)
     assert result.returncode == 1
     error = "keystore.sh: error: permissions-talker.xml: its not_after must be ENDS"
     assert result.stderr.startswith(error)
@@ -629,8 +656,7 @@ def test_a_revocation_list_is_read_when_a_participant_starts(
 ) -> None:
     for role in ("talker", "listener"):
         shutil.copytree(enclaves / "keystore/enclaves" / role, tmp_path / role)
-    take_name(Fleet(enclaves, enclaves, ""), tmp_path / "talker", "thief")
-    write_grant(tmp_path / "talker", grant("thief"), enclaves / "keys/permissions")
+    revoked(Intrusion(enclaves, enclaves, "", tmp_path / "talker", "talker"))
     newer = (tmp_path / "listener/crl.pem").read_bytes()
     shutil.copy(enclaves / "old.pem", tmp_path / "listener/crl.pem")
     with join("listener", tmp_path / "listener") as listener:
@@ -680,7 +706,7 @@ def test_an_enclave_stays_as_it_was_when_a_new_one_can_not_be_signed(tmp_path: P
 
     before = content()
     wrong = {**PHRASES, "SROS_PASSPHRASE": "wrong"}
-    assert paste(tmp_path, MAKE_KEYSTORE, 0, wrong).returncode != 0
+    assert shell(tmp_path, MAKE_KEYSTORE, wrong).returncode != 0
     assert content() == before
     run_block(tmp_path, MAKE_KEYSTORE)
     assert content() != before
@@ -693,7 +719,7 @@ def test_an_enclave_stays_as_it_was_when_a_new_one_can_not_be_signed(tmp_path: P
 
 @pytest.mark.cyclonedds
 def test_changing_over_from_release_1_closes_the_hole_in_every_new_enclave(
-    join: Join, intruding: str, tmp_path: Path
+    join: Join, trusting: str, tmp_path: Path
 ) -> None:
     make_enclaves(tmp_path, **without_measures(two_cas=False, purposes=False))
     shutil.copytree(tmp_path / "keystore/enclaves", tmp_path / "old")
@@ -719,14 +745,14 @@ def test_changing_over_from_release_1_closes_the_hole_in_every_new_enclave(
         with join("talker", folder=tmp_path) as talker:
             poll(lambda: matches(listener, "self-signed"), lambda: printed(talker, listener))
         assert not received(listener)
-        with join("talker", intruder, prefix=intruding) as talker:
+        with join("talker", intruder, prefix=trusting) as talker:
             poll(lambda: received(listener), lambda: printed(talker, listener))
 
     # One with a new enclave believes neither that node nor a grant of release 1.0.
     with join("listener", folder=tmp_path) as listener:
         for enclave in (intruder, tmp_path / "old/talker"):
             seen = len(listener.read_text())
-            with join("talker", enclave, prefix=intruding) as talker:
+            with join("talker", enclave, prefix=trusting) as talker:
                 wait_for(listener, "Could not get remote participant", seen)
                 assert not received(listener), printed(talker, listener)
         with join("talker", folder=tmp_path) as talker:
@@ -885,7 +911,7 @@ def test_mqtt_messages_pass_between_nodes_and_not_to_or_from_strangers(
             ):
                 assert paste(folder, command, port).returncode != 0
                 wait_for(log, error)
-            run_block(own, publish, port)
+            assert paste(own, publish, port).returncode == 0
             poll(lambda: seen.read_text() == "hola\n", seen.read_text)
             assert "u'camera'" in log.read_text()
         # The same camera once it is revoked.
@@ -941,24 +967,14 @@ def database(keys: Path, port: int) -> Iterator[tuple[Path, Path, int]]:
 VERIFY_FAILED = "certificate verify failed"
 # What a node changes in its service file, and what the server then says.
 LOGINS = [
-    (
-        None,
-        r"sslcert=.*\nsslkey=.*\n",
-        "",
-        "connection requires a valid client certificate",
-    ),
+    (None, r"sslcert=.*\nsslkey=.*\n", "", "connection requires a valid client certificate"),
     (
         None,
         "user=client",
         "user=postgres",
         'certificate authentication failed for user "postgres"',
     ),
-    (
-        None,
-        "=TLSv1.3",
-        "=TLSv1.2\nssl_max_protocol_version=TLSv1.2",
-        "unsupported protocol",
-    ),
+    (None, "=TLSv1.3", "=TLSv1.2\nssl_max_protocol_version=TLSv1.2", "unsupported protocol"),
 ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pages
 import pytest
 from needs import needs_package
-from programs import Program, check_row, free_port, paste, running
+from programs import Program, check_row, free_port, paste, running, shell
 from running import PHRASES, fine, generate, poll
 
 pytestmark = [pytest.mark.slow, pytest.mark.rosmaster]
@@ -257,14 +257,14 @@ def test_the_library_of_ros_1_calls_the_master_through_a_robot_s_nginx(
     block = pages.block(PAGE, LIBRARY)
     with serving(ours) as master:
         with robot(ours, master) as (port, _):
-            result = paste(ours, block.replace("11312", str(port)), 0, OTHER_PROGRAM)
+            result = shell(ours, block.replace("11312", str(port)), OTHER_PROGRAM)
             assert result.stdout == pages.transcript(PAGE, LIBRARY), result.stderr
         with robot(theirs, master) as (port, _):
-            result = paste(theirs, block.replace("11312", str(port)), 0, OTHER_PROGRAM)
+            result = shell(theirs, block.replace("11312", str(port)), OTHER_PROGRAM)
             assert result.returncode == 1 and result.stdout == ""
             master.reports(REFUSALS["a client of another CA", "nginx"])
     with serving(theirs) as master, robot(ours, master) as (port, log):
-        result = paste(ours, block.replace("11312", str(port)), 0, OTHER_PROGRAM)
+        result = shell(ours, block.replace("11312", str(port)), OTHER_PROGRAM)
         assert result.returncode == 1 and result.stdout == ""
         error = REFUSALS["a master of another CA", "the robot's nginx"]
         poll(lambda: error in log.read_text(), log.read_text)

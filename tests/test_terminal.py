@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from configurations import configure
 from picture import PICTURE, draw, sessions
-from running import GENERATE, PHRASES, ROOT, Terminal, generate
+from running import GENERATE, PHRASES, ROOT, Terminal, generate, generate_here
 
 RED = "\x1b[31m"
 YELLOW = "\x1b[33m"
@@ -39,7 +39,7 @@ def test_an_error_is_red_in_a_terminal(tmp_path: Path) -> None:
 
 def test_a_warning_is_yellow_in_a_terminal(tmp_path: Path) -> None:
     configure(tmp_path)
-    assert generate(tmp_path).returncode == 0
+    assert generate_here(tmp_path).returncode == 0
     (tmp_path / "keys/client/key.pem").chmod(0o640)
 
     shown = seen(tmp_path, TERM="xterm")
@@ -114,7 +114,7 @@ def test_a_long_run_into_a_file_does_not_say_how_far_it_is(tmp_path: Path) -> No
 
 def test_the_tree_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     configure(tmp_path)
-    assert max(len(line) for line in generate(tmp_path).stdout.splitlines()) <= 80
+    assert max(len(line) for line in generate_here(tmp_path).stdout.splitlines()) <= 80
 
 
 def test_the_picture_of_the_readme_shows_what_a_run_prints(tmp_path: Path) -> None:

@@ -18,15 +18,15 @@ from pathlib import Path
 import certifi
 import pages
 import pytest
-from certificates import certificate, judge
+from certificates import certificate, decrypt, judge
 from configurations import configure
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from programs import Program, check_row, free_port, paste, running
+from programs import Program, check_row, free_port, run_block, running, shell
 from running import PHRASES, ROOT, Result, generate, poll
-from test_robots import prepare, run_block, wait_for
+from test_robots import prepare, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.zenoh]
 
@@ -134,7 +134,7 @@ class Site:
         """Run the talker by the page's command."""
         command = pages.block(PATH, TALKER).replace("hola", text)
         command = command.replace(".venv", f"{prefix}.venv")
-        return paste(self.folder, command, 0, ENVIRONMENT)
+        return shell(self.folder, command, ENVIRONMENT)
 
 
 def place(folder: Path, keys: Path, port: int) -> Site:
@@ -281,7 +281,7 @@ def test_the_router_refuses_a_node_and_serves_the_honest_one(
         listener = stack.enter_context(site.run(LISTENER, "listening"))
         if intruder.command:
             command = intruder.command.replace("PORT", str(site.port))
-            refused = paste(intrusion.folder, command, 0, ENVIRONMENT)
+            refused = shell(intrusion.folder, command, ENVIRONMENT)
         else:
             refused = intrusion.say("intrusion")
             assert "zenoh_node.py: error: Unable to connect" in refused.stderr
@@ -365,13 +365,6 @@ def test_the_graph_is_shown_to_nodes_with_a_rule_and_keys_can_be_named_in_the_fi
             site.give("listener", own / "camera")
             decrypt(site.folder / "keys/listener")
             assert run_block(site.folder, ask) == ""
-
-
-def decrypt(node: Path) -> None:
-    """Store a node's key without encryption."""
-    phrase = PHRASES["SROS_PASSPHRASE"].encode()
-    key = serialization.load_pem_private_key((node / "key.pem").read_bytes(), phrase)
-    (node / "key.pem").write_bytes(as_pem(key))
 
 
 def as_pem(key: serialization.PrivateFormat | object) -> bytes:
@@ -484,7 +477,7 @@ def test_a_node_knows_the_public_web_cas_and_the_router_does_not(
         with site.run(ROUTER, "routing") as router:
             command = f"openssl s_client -connect localhost:{site.port} -ign_eof"
             node = f"{command} -cert {forged}/cert.pem -key {forged}/key.pem"
-            assert paste(intrusion.folder, node, 0).returncode == 1
+            assert shell(intrusion.folder, node, PHRASES).returncode == 1
             wait_for(router, "invalid peer certificate: UnknownIssuer")
             assert site.say().returncode == 0
 
@@ -508,7 +501,7 @@ def test_a_peer_lets_in_everyone_over_tcp_unless_it_listens_nowhere(
     told = "RUST_LOG=zenoh=info "
     with site.run(ROUTER, "routing"):
         # With protocols alone, it does not start.
-        refused = paste(site.folder, pages.block(PATH, LISTENER), 0, ENVIRONMENT)
+        refused = shell(site.folder, pages.block(PATH, LISTENER), ENVIRONMENT)
         assert refused.returncode == 1 and "Unsupported protocol: tcp" in refused.stdout
         # With no place to listen at, it hears the talker through the router.
         site.change("listener.json5", "connect: {", "listen: { endpoints: [] },\n  connect: {")
