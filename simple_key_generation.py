@@ -997,7 +997,8 @@ def signed_list(
         return current
     # match() can't compare a key that is still encrypted.
     if crl.signature != NOT_SIGNED and not is_signed_by(crl, ca):
-        raise Fault(f"{task.folder.path}/cert.pem: does not match {task.signer.path}")
+        path = f"{task.folder.path}/cert.pem"
+        raise Fault(f"{path}: does not match {task.signer.path}: {WRONG_ONE}")
     return crl
 
 
@@ -1198,7 +1199,7 @@ def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
     for file in task.run.copies:
         # A damaged file may hold the newest copy. A new CA has no copy yet.
         if file.lists is None and not task.folder.is_new():
-            raise Fault(f"{file.path}: is damaged, or is not what its name says")
+            raise Fault(f"{file.path}: is damaged, or is not what its name says: {GOOD_COPY}")
     if copy is None and task.folder.record and task.signer.is_here():
         raise Fault(
             f"{path}: is lost, and no node has a copy: put back the newest copy that you "
@@ -1292,6 +1293,8 @@ def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
 FLAGS = crypto.X509StoreFlags
 MEND = "--renew it, or mend its configuration"
 NEW_CROSS = "have a new one made, or remove it"
+GOOD_COPY = "put back a good copy, or remove it"
+WRONG_ONE = "remove the wrong one, and run again"
 
 
 class Verifier:
@@ -1403,11 +1406,11 @@ class Verifier:
         return store
 
 
-def check_digest(path: str, certificate: x509.Certificate) -> None:
+def check_digest(path: str, certificate: x509.Certificate, advice: str = MEND) -> None:
     """Raise Fault for a signature with a digest for which collisions can be found."""
     digest = certificate.signature_hash_algorithm
     if digest is not None and digest.name in ("md5", "sha1"):
-        raise Fault(f"{path}: is signed with {digest.name}, which can be forged")
+        raise Fault(f"{path}: is signed with {digest.name}, which can be forged: {advice}")
 
 
 def limits_names(ca: x509.Certificate) -> bool:
@@ -1432,20 +1435,20 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
 
     is_readable = task.signer.is_here() and not task.signer.is_locked()
     if is_readable and task.signer.open().public_key() != public_key:
-        raise Fault(f"{path}: does not match {task.signer.path}")
+        raise Fault(f"{path}: does not match {task.signer.path}: {WRONG_ONE}")
     if task.folder.key_pem is not None:
         yield from encryption_warnings(task, task.folder.key_pem)
 
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
-        raise Fault(f"{path}: does not match {task.folder.path}/csr.pem")
+        raise Fault(f"{path}: does not match {task.folder.path}/csr.pem: {WRONG_ONE}")
 
 
 def requested_key(folder: str, request: Request) -> object:
     """Return the key in a request, which must have signed it (RFC 2986, 3). Raises Fault."""
     if not request.is_sound:
         why = "its signature is wrong or by SHA-1, or its key is RSA-PSS"
-        raise Fault(f"{folder}/csr.pem: {why}")
+        raise Fault(f"{folder}/csr.pem: {why}: have a new one made")
     return request.public_key
 
 
@@ -1574,7 +1577,8 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
     """Raise Fault unless a certificate is a higher CA's, for the anchor's name and key."""
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
-        raise Fault(f"{path}: is not a higher CA's certificate for this name and key")
+        what = "is not a higher CA's certificate for this name and key"
+        raise Fault(f"{path}: {what}: {NEW_CROSS}")
 
 
 def check_cross(
@@ -1592,9 +1596,8 @@ def check_cross(
         if certificate.subject != certificate.issuer:
             check_higher_ca(task, path, certificate, number)
     if subject_key_identifier(chain[0]) != subject_key_identifier(anchor):
-        raise Fault(
-            f"{path}: has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
-        )
+        what = f"has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
+        raise Fault(f"{path}: {what}: {NEW_CROSS}")
 
 
 def check_higher_ca(
@@ -1602,7 +1605,7 @@ def check_higher_ca(
 ) -> None:
     """Check one certificate of a cross.pem. Raises Fault."""
     check_ca(path, certificate, NEW_CROSS)
-    check_digest(path, certificate)
+    check_digest(path, certificate, NEW_CROSS)
     check_key(path, certificate.public_key())
     check_path_length(task, path, certificate, NEW_CROSS, cas_between)
     if certificate.not_valid_after_utc <= task.run.now:
@@ -1621,7 +1624,8 @@ def check_issuer(path: str, certificate: x509.Certificate, issuer: x509.Certific
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):
         raise Fault(
-            f"{path}: a certificate is followed by one that is not its issuer's"
+            f"{path}: a certificate is followed by one that is not its issuer's: "
+            "put each before its issuer's, and no others"
         ) from None
 
 
@@ -1993,7 +1997,8 @@ def certificates_in(path: str, data: bytes) -> list[x509.Certificate]:
         raise damaged(path, data, "x509") from None
     # cryptography passes over a certificate that was cut short.
     if len(re.findall(b"-BEGIN [A-Z0-9 ]*CERTIFICATE-", data)) != len(certificates):
-        raise Fault(f"{path}: holds a certificate that is damaged, or of another kind")
+        what = "holds a certificate that is damaged, or of another kind"
+        raise Fault(f"{path}: {what}: {GOOD_COPY}")
     for certificate in certificates:
         number = certificate.serial_number
         if number <= 0 or number.bit_length() > LONGEST_SERIAL_NUMBER:
@@ -2009,10 +2014,11 @@ LONGEST_SERIAL_NUMBER = 159
 
 def damaged(path: str, data: bytes, command: str) -> Fault:
     """Return what is wrong with a file that openssl's `command` may be able to convert."""
-    if data and b"-----BEGIN" not in data:
+    # In DER, it is a SEQUENCE, whose tag is the octet 0x30.
+    if data[:1] == b"0" and b"-----BEGIN" not in data:
         advice = f"openssl {command} -inform DER -in {path} -out new.pem"
         return Fault(f"{path}: is not in PEM: {advice} && mv new.pem {path}")
-    return Fault(f"{path}: is damaged, or is not what its name says")
+    return Fault(f"{path}: is damaged, or is not what its name says: {GOOD_COPY}")
 
 
 def load_request(path: str) -> Request:
@@ -2518,7 +2524,8 @@ def check_key(path: str, public_key: object) -> None:
     is_strong_rsa = isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size >= 2048
     if not is_strong_rsa and name not in KEY_TYPES:
         raise Fault(
-            f"{path}: its key, {name}, is too weak or of a type that can't be used here"
+            f"{path}: its key, {name}, is too weak or of a type that can't be used here: "
+            "take one such as ec:prime256v1"
         )
 
 

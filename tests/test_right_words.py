@@ -336,6 +336,33 @@ def test_a_file_in_der_is_converted_by_the_command_in_the_line(copy: Path, place
     fine(generate(copy, env=None))
 
 
+@pytest.mark.parametrize(
+    "place", ["server/cert.pem", "server/csr.pem", "root/cross.pem", "master/cert.pem"]
+)
+@pytest.mark.parametrize("data", [b"", b"garbage\n", b"-----BEGIN CERTIFICATE-----\nMIIB\n"])
+def test_a_file_that_is_damaged_can_be_removed(copy: Path, place: str, data: bytes) -> None:
+    path = copy / "keys" / place
+    path.write_bytes(data)
+    lines = complaints(generate_here(copy), "error", 1)
+    assert lines[0].startswith(f"keys/{place}: is damaged, or is not what its name says")
+    assert lines[0].endswith(": put back a good copy, or remove it")
+    path.unlink()
+    fine(generate_here(copy))
+
+
+@pytest.mark.parametrize("wrong", ["key.pem", "cert.pem"])
+def test_a_key_and_a_certificate_that_do_not_match_are_one_line_that_helps(
+    copy: Path, wrong: str
+) -> None:
+    keys = copy / "keys"
+    shutil.copy(keys / "client" / wrong, keys / "server" / wrong)
+    (line,) = complaints(generate_here(copy), "error", 1)
+    what = "keys/server/cert.pem: does not match keys/server/key.pem"
+    assert line == f"{what}: remove the wrong one, and run again"
+    (keys / "server" / wrong).unlink()
+    fine(generate_here(copy))
+
+
 @pytest.mark.parametrize("name", ["server", "root"])
 def test_a_key_that_is_a_link_to_an_absent_stick_is_elsewhere(copy: Path, name: str) -> None:
     keys = copy / "keys"
