@@ -52,7 +52,7 @@ RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
 
 def has_errors(server: Server, count: int) -> bool:
     """Tell whether a server has printed so many error lines since it listens."""
-    return len(error_lines(server)) == count
+    return len(server.errors()) == count
 
 
 def script(name: str, keys: Path) -> list[str | Path]:
@@ -168,7 +168,7 @@ def test_each_client_that_resets_is_one_line(made: Path, server: Server) -> None
         raw.close()
         server.wait_for(partial(has_errors, server, number))
     assert client(server.port, made / "keys/client").stdout == ANSWERED
-    assert len(error_lines(server)) == 20
+    assert len(server.errors()) == 20
 
 
 def test_a_line_ends_with_lf_or_cr_lf(made: Path, server: Server) -> None:
