@@ -308,6 +308,11 @@ def decrypt(node: Path) -> None:
     plain.replace(key)
 
 
+def moment(text: str) -> datetime:
+    """Return a time such as `Jan  2 03:04:05 2040 GMT`, as openssl prints it."""
+    return datetime.strptime(text, "%b %d %H:%M:%S %Y GMT").replace(tzinfo=timezone.utc)
+
+
 def judge(node: Path, peer: Path | None = None, purpose: str = "any") -> Result:
     """Have openssl verify a folder's chain, by a peer's trust anchor and lists or its own."""
     by, chain = peer or node, ("-untrusted", node / "fullchain.pem", node / "cert.pem")

@@ -15,8 +15,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,47 @@ def ask(connection: ssl.SSLSocket, line: bytes) -> bytes:
         assert data, "the server closed"
         answer += data
     return answer[:-1]
+
+
+Behaviour = Callable[[ssl.SSLSocket], None]
+
+
+@contextmanager
+def peer(keys: Path, behave: Behaviour) -> Iterator[int]:
+    """Serve one client with a server of Python's own that behaves as told; yield its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(
+        keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(DEADLINE)
+
+    def serve_one() -> None:
+        with suppress(OSError):
+            raw, _ = listener.accept()
+            raw.settimeout(DEADLINE)
+            with raw, context.wrap_socket(raw, server_side=True) as connection:
+                behave(connection)
+
+    thread = threading.Thread(target=serve_one, daemon=True)
+    thread.start()
+    with listener:
+        yield listener.getsockname()[1]
+        thread.join(DEADLINE)
+
+
+def answering(*answers: bytes, politely: bool = True) -> Behaviour:
+    """Behave like a server that gives each line an answer, and closes after the last one."""
+
+    def behave(connection: ssl.SSLSocket) -> None:
+        for answer in answers:
+            while not connection.recv(65536).endswith(b"\n"):
+                pass
+            connection.sendall(answer)
+        if politely:
+            connection.unwrap()
+
+    return behave
 
 
 def presented(port: int, keys: Path) -> int:

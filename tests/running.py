@@ -38,6 +38,7 @@ GENERATE = ROOT / "simple_key_generation.py"
 SERVER = ROOT / "simple_https_server.py"
 CLIENT = ROOT / "simple_https_client.py"
 PHRASES = {"SROS_ROOT_PASSPHRASE": "root", "SROS_PASSPHRASE": "sros"}
+MASTERS = {"SROS_PASSPHRASE": "sros"}  # the pass phrase of all but root
 DEADLINE = 60.0  # seconds; what takes longer hangs, even on a busy machine
 LIMIT = 300.0  # seconds for a whole command, which may make RSA keys of 8,192 bits
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from certificates import judge
+from certificates import judge, lists, moment
 from configurations import configure, uncomment
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -313,13 +313,7 @@ def test_a_yaml_alias_before_its_anchor_is_refused(compare: Compare, case: Twins
 def begins_and_ends(folder: Path) -> list[datetime]:
     """Return when a certificate begins and ends, as openssl reads it."""
     printed = openssl("x509", "-noout", "-startdate", "-enddate", "-in", folder / "cert.pem")
-    return [moment(line) for line in printed.splitlines()]
-
-
-def moment(line: str) -> datetime:
-    """Return what openssl prints as NAME=Jan  2 03:04:05 2040 GMT."""
-    read = datetime.strptime(line.partition("=")[2], "%b %d %H:%M:%S %Y %Z")
-    return read.replace(tzinfo=timezone.utc)
+    return [moment(line.partition("=")[2]) for line in printed.splitlines()]
 
 
 def in_turn(roots: Mapping[str, str]) -> str:
@@ -383,13 +377,9 @@ def test_a_list_ends_with_its_ca_unless_next_update_is_set(accept: Accept) -> No
         "short": "{notAfter: 2040-01-02, nextUpdate: 30d}",
     }
     keys = accept(in_turn(roots)) / "keys"
-    ends = {
-        name: moment(
-            openssl("crl", "-noout", "-nextupdate", "-in", keys / name / "crl.pem").strip()
-        )
-        for name in roots
-    }
+    ends = {name: lists(keys / name / "crl.pem")[0].next_update_utc for name in roots}
     assert ends["long"] == datetime(2040, 1, 2, tzinfo=timezone.utc)
+    assert ends["short"]
     left = ends["short"] - datetime.now(timezone.utc)
     assert timedelta(days=30) - timedelta(minutes=5) < left < timedelta(days=30)
 

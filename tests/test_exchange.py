@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +25,17 @@ from configurations import configure, edit
 from exchanges import (
     ANSWERED,
     SERVED,
+    Behaviour,
+    Serve,
     Server,
     answered,
+    answering,
     ask,
     client,
     connect,
     errors,
     exchange,
+    peer,
     presented,
     printable,
 )
@@ -53,7 +56,6 @@ from running import (
 PROMPT = "Enter PEM pass phrase:"
 UNTRUSTED = "unable to get (local )?issuer|self.signed|signature failure"
 PEM_FILES = ["key.pem", "fullchain.pem", "ca.pem", "crl.pem"]
-Serve = Callable[..., Server]
 
 
 # --- What the tests make ---------------------------------------------------------------------
@@ -220,50 +222,6 @@ def own_options(keys: Path, *, leaf_only: bool = False) -> list[str | Path]:
     chain: list[str | Path] = [] if leaf_only else ["-cert_chain", keys / "fullchain.pem"]
     words: list[str | Path] = ["-cert", keys / "cert.pem", "-key", keys / "key.pem", *chain]
     return [*words, "-pass", "env:SROS_PASSPHRASE"]
-
-
-Behaviour = Callable[[ssl.SSLSocket], None]
-
-
-@contextlib.contextmanager
-def peer(
-    keys: Path, behave: Behaviour, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
-) -> Iterator[int]:
-    """Serve one client with a server of Python's own that behaves as told; yield its port."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.maximum_version = newest
-    context.load_cert_chain(
-        keys / "fullchain.pem", keys / "key.pem", PHRASES["SROS_PASSPHRASE"]
-    )
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.settimeout(DEADLINE)
-
-    def serve_one() -> None:
-        with contextlib.suppress(OSError):
-            raw, _ = listener.accept()
-            raw.settimeout(DEADLINE)
-            with raw, context.wrap_socket(raw, server_side=True) as connection:
-                behave(connection)
-
-    thread = threading.Thread(target=serve_one, daemon=True)
-    thread.start()
-    with listener:
-        yield listener.getsockname()[1]
-        thread.join(DEADLINE)
-
-
-def answering(*answers: bytes, politely: bool = True) -> Behaviour:
-    """Behave like a server that gives each line an answer, and closes after the last one."""
-
-    def behave(connection: ssl.SSLSocket) -> None:
-        for answer in answers:
-            while not connection.recv(65536).endswith(b"\n"):
-                pass
-            connection.sendall(answer)
-        if politely:
-            connection.unwrap()
-
-    return behave
 
 
 def failed(result: subprocess.CompletedProcess[str], script: Path, *texts: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from certificates import moment
 from configurations import add_client2, configure, edit
 from folders import changed, drop, seldom, tree
 from running import (
@@ -59,10 +60,9 @@ def printed(what: str, path: Path, *options: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines())
 
 
-def moment(text: str) -> str:
-    """Return a time such as `Nov 28 08:00:00 2026 GMT` as in RFC 3339."""
-    time = datetime.strptime(text, "%b %d %H:%M:%S %Y GMT")
-    return f"{time.isoformat()}Z"
+def printed_time(text: str) -> str:
+    """Return a time that openssl printed, as in RFC 3339."""
+    return f"{moment(text):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def key_of(path: Path) -> str:
@@ -84,8 +84,8 @@ def check_certificate(keys: Path, found: Object) -> None:
     path = keys / found["name"] / "cert.pem"
     values = printed("x509", path, "-serial", "-startdate", "-enddate")
     assert found["serial"] == values["serial"]
-    assert found["notBefore"] == moment(values["notBefore"])
-    assert found["notAfter"] == moment(values["notAfter"])
+    assert found["notBefore"] == printed_time(values["notBefore"])
+    assert found["notAfter"] == printed_time(values["notAfter"])
     assert found["key"] == key_of(path)
     issuer = keys / (found["issuer"] or found["name"]) / "cert.pem"
     openssl("verify", "-partial_chain", "-no_check_time", "-trusted", issuer, path)
@@ -99,7 +99,7 @@ def check_list(keys: Path, found: Object, is_ca: bool) -> None:
     path = keys / found["name"] / "crl.pem"
     values = printed("crl", path, "-crlnumber", "-nextupdate")
     assert found["crlNumber"] == int(values["crlNumber"], 16)
-    assert found["nextUpdate"] == moment(values["nextUpdate"])
+    assert found["nextUpdate"] == printed_time(values["nextUpdate"])
 
 
 def check(folder: Path, found: dict[str, Object]) -> None:
@@ -188,10 +188,7 @@ def test_what_is_due_is_in_the_last_third_of_its_life_or_begins_in_the_future(
         return {name: each["due"] for name, each in found.items()}
 
     values = printed("x509", copy / "keys/server/cert.pem", "-startdate", "-enddate")
-    begins, ends = (
-        datetime.fromisoformat(moment(values[name]).replace("Z", "+00:00"))
-        for name in ("notBefore", "notAfter")
-    )
+    begins, ends = (moment(values[name]) for name in ("notBefore", "notAfter"))
     third, hour = begins + (ends - begins) * 2 / 3, timedelta(hours=1)
     assert set(due(third - hour).values()) == {False}
     assert due(third + hour) == {
@@ -229,7 +226,7 @@ def test_a_folder_that_no_entry_names_has_an_object_of_its_own(copy: Path) -> No
     assert client["problems"] == [{"kind": "warning", "text": warning}]
     values = printed("x509", copy / "keys/client/cert.pem", "-serial", "-enddate")
     assert client["serial"] == values["serial"]
-    assert client["notAfter"] == moment(values["notAfter"])
+    assert client["notAfter"] == printed_time(values["notAfter"])
     fine(generate_here(copy, "--revoke", "client"))
     assert [*objects(fine(generate_here(copy, "--json")))] == ["root", "master", "server"]
 

@@ -38,6 +38,7 @@ from folders import NODE_FILES, State, changed, drop, keep_only, once, tree
 from running import (
     DEADLINE,
     GENERATE,
+    MASTERS,
     PHRASES,
     complaints,
     faults,
@@ -311,7 +312,7 @@ def test_a_key_that_is_elsewhere_is_shown_to_be(copy: Path) -> None:
 def test_nodes_are_made_without_the_roots_key_and_pass_phrase(copy: Path) -> None:
     drop(copy / "keys/root", "key.pem")
     add_client2(copy)
-    fine(generate_here(copy, env={"SROS_PASSPHRASE": "sros"}))
+    fine(generate_here(copy, env=MASTERS))
     assert (copy / "keys/client2/cert.pem").exists()
     assert not os.path.lexists(copy / "keys/root/key.pem")
 
@@ -321,7 +322,7 @@ def test_nodes_are_made_while_the_roots_key_is_a_link_to_an_absent_stick(copy: P
     key.unlink()
     key.symlink_to("/nowhere/stick/key.pem")
     add_client2(copy)
-    fine(generate_here(copy, env={"SROS_PASSPHRASE": "sros"}))
+    fine(generate_here(copy, env=MASTERS))
     assert (copy / "keys/client2/cert.pem").exists()
     assert key.is_symlink() and not key.exists()
 
@@ -340,7 +341,7 @@ def test_removing_a_folder_replaces_its_key(copy: Path) -> None:
     old = certificate(copy / "keys/server/cert.pem")
     drop(copy / "keys", "server")
     before = tree(copy / "keys")
-    fine(generate_here(copy, env={"SROS_PASSPHRASE": "sros"}))
+    fine(generate_here(copy, env=MASTERS))
     new = certificate(copy / "keys/server/cert.pem")
     assert new.public_key() != old.public_key()
     files = changed(before, tree(copy / "keys")) - {f"server/{name}" for name in NODE_FILES}
@@ -547,13 +548,11 @@ def test_a_request_may_be_signed_elsewhere(copy: Path) -> None:
     shutil.copytree(keys / "root", root)
     drop(keys / "root", "key.pem")
     drop(keys, "master", "server", "client")
-    refused(
-        generate_here(copy, env={"SROS_PASSPHRASE": "sros"}), "keys/master/csr.pem", "master"
-    )
+    refused(generate_here(copy, env=MASTERS), "keys/master/csr.pem", "master")
     master = keys / "master"
     sign(master / "csr.pem", root, "root", CA_EXTENSIONS, master / "cert.pem")
     before = tree(master)
-    fine(generate_here(copy, env={"SROS_PASSPHRASE": "sros"}))
+    fine(generate_here(copy, env=MASTERS))
     after = tree(master)
     for name in ("key.pem", "csr.pem", "cert.pem"):
         assert after[name] == before[name]

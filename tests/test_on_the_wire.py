@@ -25,7 +25,7 @@ from types import ModuleType
 
 import pytest
 from certificates import CA, authority, certificate, certify, decrypt, pem
-from exchanges import ANSWERED, Server, ask, client, connect
+from exchanges import ANSWERED, Serve, Server, answered, ask, client, connect, peer
 from needs import PATH, needs, needs_package, needs_root
 from running import (
     CLIENT,
@@ -48,17 +48,11 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 BAD = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SOON = 4.0  # seconds, less than any time limit of the scripts
 RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
-Serve = Callable[..., Server]
-
-
-def error_lines(server: Server) -> list[str]:
-    """Return what a server has printed on standard error since it listens."""
-    return server.err.read_text().splitlines()[1:]
 
 
 def has_errors(server: Server, count: int) -> bool:
     """Tell whether a server has printed so many error lines since it listens."""
-    return len(error_lines(server)) == count
+    return len(server.errors()) == count
 
 
 def script(name: str, keys: Path) -> list[str | Path]:
@@ -124,7 +118,7 @@ def test_http_is_answered_and_closed_as_announced_without_an_error_line(
         assert time.monotonic() - begun < SOON
     line = request_.decode().lstrip("\r\n").splitlines()[0]
     assert server.printed(f"accepted\nread: [{line}]\nclosed\n")
-    assert error_lines(server) == []
+    assert server.errors() == []
 
 
 @pytest.mark.parametrize(
@@ -162,8 +156,8 @@ def test_a_client_that_leaves_before_its_hello_gets_other_words_than_a_cut_strea
     raw.close()
     # Python's words, or those of OpenSSL in an older Python.
     server.wait_for(lambda: "eof" in server.err.read_text().lower())
-    assert len(error_lines(server)) == 3
-    assert sum("before a ClientHello" in line for line in error_lines(server)) == 2
+    assert len(server.errors()) == 3
+    assert sum("before a ClientHello" in line for line in server.errors()) == 2
 
 
 def test_each_client_that_resets_is_one_line(made: Path, server: Server) -> None:
@@ -174,7 +168,7 @@ def test_each_client_that_resets_is_one_line(made: Path, server: Server) -> None
         raw.close()
         server.wait_for(partial(has_errors, server, number))
     assert client(server.port, made / "keys/client").stdout == ANSWERED
-    assert len(error_lines(server)) == 20
+    assert len(server.errors()) == 20
 
 
 def test_a_line_ends_with_lf_or_cr_lf(made: Path, server: Server) -> None:
@@ -272,7 +266,7 @@ def test_a_program_gets_the_answer_and_none_without_a_certificate(
     result = run(*program(url, both))
     assert result.returncode == 0 and re.search("hello|HTTP OK", result.stdout), result
     assert time.monotonic() - begun < SOON
-    assert error_lines(server) == []
+    assert server.errors() == []
     anonymous(both)
     assert run(*program(url, both)).returncode != 0
     assert server.out.read_text().count("accepted") == 1
@@ -293,7 +287,7 @@ def test_ab_gets_200_answers_and_none_without_a_certificate(
     assert time.monotonic() - begun < 10 * SOON
     server.wait_for(lambda: server.out.read_text().count("closed\n") == 200)
     # At its end, ab leaves the handshakes that it has begun in advance.
-    assert len(error_lines(server)) <= 10
+    assert len(server.errors()) <= 10
     result = run(*words, url)
     assert not all_good.search(result.stdout)
     assert server.out.read_text().count("closed\n") == 200
@@ -347,7 +341,7 @@ def test_haproxy_s_check_finds_the_server_up_and_without_a_certificate_down(
     server.wait_for(lambda: server.out.read_text().count("read: [GET / HTTP/1.0]") > 5)
     assert next(statuses) == 200
     statuses.close()
-    assert error_lines(server) == []
+    assert server.errors() == []
     statuses = through_haproxy(both.parent, server.port, "")
     assert 503 in statuses
     statuses.close()
@@ -1173,36 +1167,22 @@ def test_a_level_that_excludes_the_only_group_is_an_error_that_names_the_file(
 # --- The client at the end -------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def tls_server(made: Path, answer: bytes) -> Iterator[int]:
-    """Serve one client with an answer, and then neither read nor close."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    keys = made / "keys/server"
-    context.load_cert_chain(keys / "fullchain.pem", keys / "key.pem", "sros")
-    over = threading.Event()
-
-    def serve_one(listener: socket.socket) -> None:
-        raw, _ = listener.accept()
-        with raw, context.wrap_socket(raw, server_side=True) as connection:
-            connection.recv(100)
-            connection.sendall(answer)
-            over.wait(DEADLINE)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve_one, args=(listener,))
-        thread.start()
-        yield listener.getsockname()[1]
-        over.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("answer", [b"hello\n", b"hello\r\n"])
 def test_the_client_does_not_wait_for_the_end_of_a_server(made: Path, answer: bytes) -> None:
-    with tls_server(made, answer) as port:
+    over = Event()
+
+    def neither_read_nor_close(connection: ssl.SSLSocket) -> None:
+        connection.recv(100)
+        connection.sendall(answer)
+        over.wait(DEADLINE)
+
+    with peer(made / "keys/server", neither_read_nor_close) as port:
         begun = time.monotonic()
         result = client(port, made / "keys/client", "--host", "127.0.0.1")
-        assert (result.stdout, result.stderr) == (ANSWERED, "")
-        assert time.monotonic() - begun < SOON
+        seconds = time.monotonic() - begun
+        over.set()
+    answered(result)
+    assert seconds < SOON
 
 
 def alerting(port_of: list[int], code: int) -> None:

@@ -30,13 +30,14 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from exchanges import ANSWERED, SERVED, Server, client
+from exchanges import ANSWERED, SERVED, Serve, Server, client
 from folders import DERIVED, NODE_FILES, changed, drop, tree
 from needs import needs
 from programs import run_block
 from running import (
     CLIENT,
     DEADLINE,
+    MASTERS,
     PHRASES,
     SERVER,
     Result,
@@ -53,7 +54,6 @@ from running import (
 pytestmark = pytest.mark.slow
 UNTRUSTED = "unable to get (local )?issuer|self.signed certificate|signature failure"
 RSA = ("-newkey", "rsa:3072", "-nodes")
-Serve = Callable[..., Server]
 
 
 # --- A CA that is not the script, and the exchange -------------------------------------------
@@ -278,7 +278,7 @@ def once_asked(tmp_path_factory: pytest.TempPathFactory) -> Asking:
     shutil.copy(root.cert, folder / "keys/root")
     root.put_list(folder / "keys/root/crl.pem")
     edit(folder, lambda keys: keys["root"].update(key="rsa:3072"))
-    return Asking(folder, root, generate_here(folder, env={"SROS_PASSPHRASE": "sros"}))
+    return Asking(folder, root, generate_here(folder, env=MASTERS))
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_master_signed_by_an_rsa_root_elsewhere_goes_on_down_to_nodes_that_talk(
     sign_master(asking)
     assert (keys / "master/cert.pem").read_text().startswith("Certificate:\n")
     before = tree(keys)
-    result = fine(generate(folder, env={"SROS_PASSPHRASE": "sros"}))
+    result = fine(generate(folder, env=MASTERS))
     assert [line.split()[:3] for line in result.stdout.splitlines()] == [
         ["root", "kept", "rsa:3072"],
         ["master", "kept", "ec:prime256v1"],
@@ -728,7 +728,7 @@ def robots(made: Path, tmp_path_factory: pytest.TempPathFactory, lasting: Serve)
         (here / "keys" / name).mkdir()
         shutil.copy(request(there / name), here / "keys" / name / "csr.pem")
     before = tree(here)
-    fine(generate_here(here, env={"SROS_PASSPHRASE": "sros"}))
+    fine(generate_here(here, env=MASTERS))
     written = {x for x in changed(before, tree(here)) if "/issued/" not in x}
     assert written == {f"keys/{x}/{file}" for x in ROBOTS for file in ("cert.pem", *DERIVED)}
     for name in ROBOTS:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exchanges import Server, client
+from exchanges import Serve, client
 from needs import needs_package
 from programs import Program, check_row, free_port, paste, recipe, running
 from running import DEADLINE, PHRASES, generate, poll
@@ -100,7 +100,6 @@ LISTS = {"client": ("curl", "Wget"), "server": ("OpenSSL", "GnuTLS", "nginx")}
 FLAGS = "--no-sandbox --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync"
 
-Serve = Callable[..., Server]
 Copy = Callable[[Path], Path]
 
 

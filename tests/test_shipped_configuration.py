@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from configurations import EXAMPLE, configure, examples, uncomment
-from exchanges import SERVED, Server, answered, client
+from exchanges import SERVED, Serve, answered, client
 from running import PHRASES, ROOT, fine, generate, generate_here, openssl, refused
-
-Serve = Callable[..., Server]
 
 TEXT = (ROOT / "sros_config.yml").read_text()
 EXAMPLES = [name for name in examples(TEXT) if name != "nameConstraints"]

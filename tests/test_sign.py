@@ -20,6 +20,7 @@ from folders import drop, seldom, tree
 from needs import needs_root
 from running import (
     GENERATE,
+    MASTERS,
     PHRASES,
     Result,
     Terminal,
@@ -191,7 +192,7 @@ def test_a_program_runs_in_its_folder_on_a_regular_file(tmp_path: Path) -> None:
 def test_a_ca_that_is_there_needs_no_public_key_beside_its_certificate(copy: Path) -> None:
     move_key(copy, "master")
     edit(copy, lambda keys: keys["nodes"].update(client2=keys["nodes"]["client"]))
-    fine(generate_here(copy, "--revoke", "client", env={"SROS_PASSPHRASE": "sros"}))
+    fine(generate_here(copy, "--revoke", "client", env=MASTERS))
     assert len(calls(copy)) == 2
     assert judge(copy / "keys/client2").returncode == 0
     assert serial(copy / "keys/client") in revoked_serials(copy / "keys/server/crl.pem")
