@@ -663,7 +663,7 @@ def write(
 ) -> None:
     """Write what is new or differs. Raises OSError."""
     cert_pem = to_pem(draft.certificate)
-    is_used_up = request_is_used_up(task, draft, cert_pem)
+    is_used_up = request_is_used_up(task, draft)
     files: dict[str, bytes] = {}
     if task.folder.is_new():
         files["key.pem"] = task.signer.pem or b""
@@ -681,16 +681,21 @@ def write(
         task.run.disk.remove(f"{task.folder.path}/csr.pem")
 
 
-def request_is_used_up(task: Task, draft: Draft, cert_pem: bytes) -> bool:
-    """Tell whether a request that an earlier --renew left has served. Raises OSError."""
+def request_is_used_up(task: Task, draft: Draft) -> bool:
+    """Tell whether a request that an earlier --renew left has served its purpose."""
     folder = task.folder
     if folder.request is None or not task.signer.is_here():
         return False
     if draft.state == "renewed":
         return True
-    # In place of the old certificate, somebody has put the one that was asked for.
-    has_chain = "fullchain.pem" in folder.file_names
-    return has_chain and not begins_with(folder, "fullchain.pem", cert_pem)
+
+    # Somebody may have put the new certificate there. fullchain.pem still has the old one.
+    before = None
+    with suppress(Fault, OSError):
+        before = load_certificate(f"{folder.path}/fullchain.pem")
+    if before is None or before == draft.certificate:
+        return False
+    return before.public_key() == draft.certificate.public_key()
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
