@@ -2476,23 +2476,34 @@ class UnusableKey(Exception):
     """Why a private key is of no use for TLS."""
 
 
+# PEM as nearly all programs write it (RFC 7468, section 3).
+USUAL_PEM = re.compile(
+    b"-----BEGIN [A-Z ]+-----\n([A-Za-z0-9+/=]{1,76}\n)+-----END [A-Z ]+-----\n"
+)
+
+
 def load_key(pem: bytes, phrase: bytes | None) -> object:
     """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
-    Servers and clients read it with OpenSSL, so OpenSSL has to read it here. It reads some
-    keys that cryptography does not, such as EC keys with 31 or 33 octets, which some programs
-    write. cryptography takes an RSA-PSS key for a plain one, and reads PEM in one line, and
-    Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 can't.
+    Servers and clients read it with OpenSSL, so what may be read in two ways is read with
+    OpenSSL, too. It reads some keys that cryptography does not, such as EC keys with 31 or 33
+    octets, which some programs write. cryptography takes an RSA-PSS key for a plain one, and
+    reads PEM in one line, and Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL
+    3.0 can't.
     """
     if PKCS8_VERSION_2 in der_of(pem):
         raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
+    key = None
+    with suppress(ValueError):
+        key = serialization.load_pem_private_key(pem, phrase)
+    is_usual = USUAL_PEM.fullmatch(pem) is not None
+    if key is not None and is_usual and not isinstance(key, rsa.RSAPrivateKey):
+        return key
+
     loaded = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, phrase or b"")
     if loaded.type() == EVP_PKEY_RSA_PSS:
         raise UnusableKey("is an RSA-PSS key, and its certificate would say plain RSA")
-    try:
-        return serialization.load_pem_private_key(pem, phrase)
-    except ValueError:
-        return loaded.to_cryptography_key()
+    return key or loaded.to_cryptography_key()
 
 
 def make_key(run: Run, entry: Entry, folder: Folder) -> Signer:
