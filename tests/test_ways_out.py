@@ -495,8 +495,10 @@ def test_what_an_expired_root_can_not_renew_is_one_line_that_names_the_way(
 ) -> None:
     edit(tmp_path, lambda keys: keys["root"]["validity"].update(notAfter=day(30)))
     assert generate(tmp_path).returncode == 0
-    root, again, master, _ = errors(later(tmp_path, "+40 days", "--renew"))
+    root, again, below = errors(later(tmp_path, "+40 days", "--renew"))
     assert "keys.root.validity.notAfter" in root and "keys/root/cert.pem" in again
+    assert "left alone: 3 below root" in below
+    _, master, _ = errors(later(tmp_path, "+40 days", "--renew", "master"))
     assert master.endswith(
         "keys/master/cert.pem: can't be made anew: a certificate above it has expired: "
         "--renew that one first"
