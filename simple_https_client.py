@@ -41,17 +41,12 @@ from typing import Any, TextIO
 MAX_LINE = 65536  # bytes, with the newline
 TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 
-# OpenSSL's words for a key that does not match the first certificate of the chain.
-MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
-
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
 # What openssl.cnf sets for TLS 1.3, and Python can't (before 3.15). Case does not matter.
-OPENSSL_SETTING = re.compile(
-    r"(?im)^\s*(?:\w+\.)?(Ciphersuites|(?:Client)?SignatureAlgorithms)\s*="
-)
+OPENSSL_SETTING = re.compile(r"(?im)^\s*(?:\w+\.)?(Ciphersuites|\w*SignatureAlgorithms)\s*=")
 
 
 class OutputError(Exception):
@@ -74,9 +69,6 @@ def main() -> int:
             if options.verbose:
                 say(describe_session(connection), sys.stderr)
             exchange(connection, options.messages)
-    except KeyboardInterrupt:
-        # End at once: with -W default, Python would warn of a socket that is being connected.
-        os._exit(130)
     except OutputError as error:
         # The reader of a pipe, such as `head`, may leave when it has seen enough.
         if not isinstance(error.__cause__, BrokenPipeError):
@@ -109,11 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show session and server")
     parser.add_argument(
-        "messages",
-        metavar="MESSAGE",
-        nargs="*",
-        default=["hola"],
-        help="a line (default: hola)",
+        "messages", metavar="MESSAGE", nargs="*", default=["hola"], help="a line (hola)"
     )
     options = parser.parse_args()
 
@@ -122,14 +110,9 @@ def parse_arguments() -> argparse.Namespace:
     if options.port not in range(65536):
         parser.error(f"argument --port: {options.port} is not in 0..65535")
     for message in options.messages:
-        if not is_line(message):
+        if message.count(b"\n") > 1 or len(message) > MAX_LINE:
             parser.error(f"a MESSAGE must be one line of less than {MAX_LINE} bytes")
     return options
-
-
-def is_line(message: bytes) -> bool:
-    """Tell whether a message is one line, and not too long."""
-    return message.count(b"\n") == 1 and len(message) <= MAX_LINE
 
 
 def keep_outputs_blocking() -> None:
@@ -148,8 +131,7 @@ def make_context(folder: Path) -> ssl.SSLContext:
 
     Raises OSError or ValueError, with the name of the file, if that can't be done.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    require_tls_1_3(context)
+    context = new_context()
 
     # The server must show a certificate for the host that was called. Only the names in its
     # subjectAltName count, and not its commonName (RFC 9525, section 2).
@@ -169,8 +151,15 @@ def make_context(folder: Path) -> ssl.SSLContext:
     return context
 
 
-def require_tls_1_3(context: ssl.SSLContext) -> None:
-    """Set the protocol and its strength in place of openssl.cnf's. Raises ValueError."""
+def new_context() -> ssl.SSLContext:
+    """Return settings for TLS 1.3, whatever openssl.cnf says. Raises ValueError."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    file = Path(os.environ.get("OPENSSL_CONF", usual))
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    except ssl.SSLError as error:
+        raise ValueError(f"{file}: {describe_error(error)}") from error
+
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options &= ~ssl.OP_NO_TLSv1_3
@@ -182,22 +171,22 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
     # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
-    # The server needs another round trip if the first key share is of a group that it does not
-    # use. Before OpenSSL 3.5, it uses prime256v1, as every compliant TLS 1.3 peer can (RFC
-    # 8446, section 9.1).
+    # Before OpenSSL 3.5, the server has only prime256v1. To offer another group first would
+    # cost a round trip.
     if ssl.OPENSSL_VERSION_INFO < (3, 5):
+        if context.security_level > 3:
+            raise ValueError(f"{file}: a SECLEVEL above 3 excludes the group prime256v1")
         context.set_ecdh_curve("prime256v1")
 
-    check_openssl_cnf(context)
+    check_openssl_cnf(context, file)
+    return context
 
 
-def check_openssl_cnf(context: ssl.SSLContext) -> None:
+def check_openssl_cnf(context: ssl.SSLContext, file: Path) -> None:
     """Check openssl.cnf for settings that Python can't override. Raises ValueError.
 
     Settings in files that openssl.cnf includes are not found.
     """
-    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
-    file = Path(os.environ.get("OPENSSL_CONF", usual))
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
@@ -230,7 +219,11 @@ def load_pem(context: ssl.SSLContext, file: Path) -> None:
     try:
         context.load_verify_locations(file)
     except OSError as error:
-        raise ValueError(f"{file}: {describe_error(error)}") from error
+        words = describe_error(error).replace("PEM lib", "the file is damaged")
+        raise ValueError(f"{file}: {words}") from error
+    # A file that has only lists can be loaded, too.
+    if context.cert_store_stats()["x509"] == 0:
+        raise ValueError(f"{file}: has no certificate")
 
 
 def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
@@ -267,7 +260,9 @@ def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
         if not begin <= time.time() <= end:
             warn(f"{chain}: our own CA's certificate has expired, or is not valid yet")
             continue
-        context.load_verify_locations(cadata=encoding)
+        # Before 3.12, Python raises here what OpenSSL could not read in openssl.cnf.
+        with suppress(ssl.SSLError):
+            context.load_verify_locations(cadata=encoding)
 
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
@@ -279,8 +274,11 @@ def load_lists(context: ssl.SSLContext, lists: Path) -> None:
 
     before = context.cert_store_stats()["x509"]
     load_pem(context, lists)
-    if context.cert_store_stats()["x509"] != before:
+    found = context.cert_store_stats()
+    if found["x509"] != before:
         raise ValueError(f"{lists}: has a certificate, which we would trust; take it out")
+    if found["crl"] == 0:
+        raise ValueError(f"{lists}: has no revocation list")
 
     # Check the whole chain, because a CA may be revoked, too.
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
@@ -299,7 +297,7 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
             words = "the pass phrase is wrong, or the file is damaged"
             if b"SROS_PASSPHRASE" in os.environb:
                 words = "SROS_PASSPHRASE is wrong, or the file is damaged"
-        elif words in MISMATCHES:
+        elif "mismatch" in words or words == "no certificate assigned":
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             # OpenSSL finds a certificate too weak.
@@ -464,8 +462,9 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
-    words = re.sub(r"^\[[^]]*\] ", "", str(error))
-    words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
+    if not isinstance(error, OSError):
+        return str(error)
+    words = re.sub(r"^\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error))
     # Some alerts lack the word, such as `tlsv1 unrecognized name`.
     words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
     if words == "internal error":
@@ -498,13 +497,16 @@ def escape(text: str) -> str:
     A backslash of the text is doubled beside them. In a text without codes, it is not: what a
     peer has typed may look like a code.
     """
-    # repr does so, and is fast. Split what is between its quotation marks at the text's own
-    # backslashes.
+    # repr does so, and is fast. Split its result at the text's own backslashes.
     parts = repr(text)[1:-1].split("\\\\")
     # A byte that is not UTF-8 was decoded as a surrogate, such as FF as U+DCFF.
     return "\\\\".join(part.replace("\\udc", "\\x") for part in parts)
 
 
 if __name__ == "__main__":
-    # End here: Python would try again to flush a standard output that can't be written.
-    os._exit(main())
+    try:
+        # End here: Python would try again to flush a standard output that can't be written.
+        os._exit(main())
+    except KeyboardInterrupt:
+        # With -W default, Python would warn of a socket that is being connected.
+        os._exit(130)

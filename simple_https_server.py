@@ -60,11 +60,13 @@ MIN_THREADS = 8  # kept, even while there are fewer clients
 TIMEOUT = 5  # seconds for the first byte, for the handshake, and for the client to close
 IDLE_TIMEOUT = 60  # seconds for a line to arrive, and for the client to take its answer
 PAUSE = 0.5  # seconds before another try to accept, and for last answers at the end
+# Errors of an address that this machine does not have, or that lacks its zone (%eth0).
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 # The request line of HTTP/1 (RFC 9112, section 3), and malformed ones (answered with 400).
 HTTP_REQUEST = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[0-9]")
-HTTP_LOOKALIKE = re.compile(rb"(?i)\s*[a-z-]+\s+([/*]|https?:).*HTTP/[0-9.]+\s*")
+HTTP_LOOKALIKE = re.compile(rb"(?i)\s*\S+\s+([/*?[]|[^\s:]+:(//|[0-9])).*HTTP/[0-9.]+\s*")
 
 # A few blank lines, and the line after them. To look past all, at each one, would be slow.
 AFTER_BLANKS = re.compile(rb"[\r\n]{0,16}([^\n]*)")
@@ -72,25 +74,19 @@ AFTER_BLANKS = re.compile(rb"[\r\n]{0,16}([^\n]*)")
 HTTP_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 HTTP_ERROR = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
-# OpenSSL's words for a key that does not match the first certificate of the chain.
-MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
-
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
 # What openssl.cnf sets for TLS 1.3, and Python can't (before 3.15). Case does not matter.
-OPENSSL_SETTING = re.compile(
-    r"(?im)^\s*(?:\w+\.)?(Ciphersuites|(?:Client)?SignatureAlgorithms)\s*="
-)
+OPENSSL_SETTING = re.compile(r"(?im)^\s*(?:\w+\.)?(Ciphersuites|\w*SignatureAlgorithms)\s*=")
 
 
 # --- 1. The main path ------------------------------------------------------------------------
 
 
-def main() -> int:
+def main(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM. Return the exit status."""
-    options = parse_arguments()
     prepare_process()
     try:
         # While the server starts, these signals end it. A SIGHUP waits until it has started.
@@ -112,8 +108,6 @@ def main() -> int:
         crew = Crew(shared)
         for listener in listeners:
             start_thread(accept_clients, listener, crew)
-    except KeyboardInterrupt:
-        return 130
     except (OSError, ValueError, RuntimeError) as error:
         complain(f"cannot serve {options.host} port {options.port}", error)
         return 1
@@ -270,8 +264,7 @@ def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
 
     Raises OSError or ValueError, with the name of the file, if that can't be done.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    require_tls_1_3(context)
+    context = new_context()
 
     # A client that resumes a session with a ticket does not show its certificate again.
     context.num_tickets = 0
@@ -291,8 +284,15 @@ def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
     return context
 
 
-def require_tls_1_3(context: ssl.SSLContext) -> None:
-    """Set the protocol and its strength in place of openssl.cnf's. Raises ValueError."""
+def new_context() -> ssl.SSLContext:
+    """Return settings for TLS 1.3, whatever openssl.cnf says. Raises ValueError."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    file = Path(os.environ.get("OPENSSL_CONF", usual))
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    except ssl.SSLError as error:
+        raise ValueError(f"{file}: {describe_error(error)}") from error
+
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options &= ~ssl.OP_NO_TLSv1_3
@@ -308,18 +308,19 @@ def require_tls_1_3(context: ssl.SSLContext) -> None:
     # costs 0.2 seconds of CPU. Every compliant TLS 1.3 peer supports prime256v1 (RFC 8446,
     # section 9.1).
     if ssl.OPENSSL_VERSION_INFO < (3, 5):
+        if context.security_level > 3:
+            raise ValueError(f"{file}: a SECLEVEL above 3 excludes the group prime256v1")
         context.set_ecdh_curve("prime256v1")
 
-    check_openssl_cnf(context)
+    check_openssl_cnf(context, file)
+    return context
 
 
-def check_openssl_cnf(context: ssl.SSLContext) -> None:
+def check_openssl_cnf(context: ssl.SSLContext, file: Path) -> None:
     """Check openssl.cnf for settings that Python can't override. Raises ValueError.
 
     Settings in files that openssl.cnf includes are not found.
     """
-    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
-    file = Path(os.environ.get("OPENSSL_CONF", usual))
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
@@ -335,7 +336,11 @@ def load_pem(context: ssl.SSLContext, file: Path) -> None:
     try:
         context.load_verify_locations(file)
     except OSError as error:
-        raise ValueError(f"{file}: {describe_error(error)}") from error
+        words = describe_error(error).replace("PEM lib", "the file is damaged")
+        raise ValueError(f"{file}: {words}") from error
+    # A file that has only lists can be loaded, too.
+    if context.cert_store_stats()["x509"] == 0:
+        raise ValueError(f"{file}: has no certificate")
 
 
 def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
@@ -372,7 +377,9 @@ def load_anchors(context: ssl.SSLContext, folder: Path) -> None:
         if not begin <= time.time() <= end:
             warn(f"{chain}: our own CA's certificate has expired, or is not valid yet")
             continue
-        context.load_verify_locations(cadata=encoding)
+        # Before 3.12, Python raises here what OpenSSL could not read in openssl.cnf.
+        with suppress(ssl.SSLError):
+            context.load_verify_locations(cadata=encoding)
 
 
 def load_lists(context: ssl.SSLContext, lists: Path) -> None:
@@ -383,8 +390,11 @@ def load_lists(context: ssl.SSLContext, lists: Path) -> None:
 
     before = context.cert_store_stats()["x509"]
     load_pem(context, lists)
-    if context.cert_store_stats()["x509"] != before:
+    found = context.cert_store_stats()
+    if found["x509"] != before:
         raise ValueError(f"{lists}: has a certificate, which we would trust; take it out")
+    if found["crl"] == 0:
+        raise ValueError(f"{lists}: has no revocation list")
 
     # Check the whole chain, because a CA may be revoked, too.
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
@@ -408,7 +418,7 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
             words = "the pass phrase is wrong, or the file is damaged"
             if b"SROS_PASSPHRASE" in os.environb:
                 words = "SROS_PASSPHRASE is wrong, or the file is damaged"
-        elif words in MISMATCHES:
+        elif "mismatch" in words or words == "no certificate assigned":
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             # OpenSSL finds a certificate too weak.
@@ -422,23 +432,24 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
 def listen(host: str, port: int) -> list[socket.socket]:
     """Return sockets that listen on the addresses of a host, all on one port. Raises OSError.
 
-    Addresses that this machine does not have are left out, if it has another one.
+    Addresses that this machine can't listen on are left out, if there is another one.
     """
     listeners: list[socket.socket] = []
-    absent: list[OSError] = []
+    errors: list[OSError] = []
     for address, family in find_addresses(host).items():
         try:
             listeners.append(open_listener(family, address, port))
         except OSError as error:
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                close_all(listeners)
-                raise
-            absent.append(error)
+            errors.append(error)
         else:
             # If the port was 0, the system has chosen one.
             port = listeners[-1].getsockname()[1]
-    if not listeners:
-        raise absent[-1]
+
+    for problem in errors:
+        if not listeners or problem.errno not in ABSENT:
+            for listener in listeners:
+                listener.close()
+            raise problem
     return listeners
 
 
@@ -468,12 +479,6 @@ def open_listener(family: int, address: Any, port: int) -> socket.socket:
         # `::` stands for all addresses, those of IPv4, too.
         dualstack_ipv6=address[0] == "::",
     )
-
-
-def close_all(listeners: list[socket.socket]) -> None:
-    """Close sockets."""
-    for listener in listeners:
-        listener.close()
 
 
 def accept_clients(listener: socket.socket, crew: Crew) -> None:
@@ -548,13 +553,14 @@ def serve(raw: socket.socket, address: Any, shared: Shared) -> None:
     peer = f"{address[0]} port {address[1]}"
     try:
         wait_for_hello(raw)
+        connection = wrap(raw, shared.context)
     except OSError as error:
         raw.close()
         shared.log.put_error(f"{peer}: before a ClientHello", error)
         return
 
     # Outside of the inner block, an error means that the client has gone.
-    with suppress(OSError), wrap(raw, shared.context) as connection:
+    with suppress(OSError), connection:
         try:
             shake_hands(connection)
             if shared.verbose:
@@ -801,8 +807,9 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
-    words = re.sub(r"^\[[^]]*\] ", "", str(error))
-    words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
+    if not isinstance(error, OSError):
+        return str(error)
+    words = re.sub(r"^\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error))
     # Some alerts lack the word, such as `tlsv1 unrecognized name`.
     words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
     if words == "internal error":
@@ -834,13 +841,19 @@ def escape(text: str) -> str:
     A backslash of the text is doubled beside them. In a text without codes, it is not: what a
     peer has typed may look like a code.
     """
-    # repr does so, and is fast. Split what is between its quotation marks at the text's own
-    # backslashes.
+    # repr does so, and is fast. Split its result at the text's own backslashes.
     parts = repr(text)[1:-1].split("\\\\")
     # A byte that is not UTF-8 was decoded as a surrogate, such as FF as U+DCFF.
     return "\\\\".join(part.replace("\\udc", "\\x") for part in parts)
 
 
 if __name__ == "__main__":
-    # Threads may still serve clients. This ends them.
-    os._exit(main())
+    arguments = parse_arguments()
+    try:
+        # Threads may still serve clients. This ends them.
+        os._exit(main(arguments))
+    except KeyboardInterrupt:
+        os._exit(130)
+    except SystemExit:
+        # Python would wait for a standard error that nothing reads.
+        os._exit(0)

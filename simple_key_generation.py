@@ -43,9 +43,12 @@ The words used throughout:
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
+try:
+    import os
+    import signal
+    import sys
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 SCRIPT = "simple_key_generation.py"
 
@@ -57,6 +60,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 try:
     import argparse
     import base64
+    import errno
     import fcntl
     import getpass
     import hashlib
@@ -82,6 +86,8 @@ try:
     from pathlib import Path
     from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
+    import cryptography
+    import OpenSSL
     import yaml
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -90,13 +96,19 @@ try:
     from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
     from OpenSSL import crypto
     from yaml import CSafeLoader
+
+    # Older releases can be imported, and fail later on, where the reason is hard to see.
+    for package, oldest in ((cryptography, 43), (OpenSSL, 25)):
+        if int(package.__version__.partition(".")[0]) < oldest:
+            raise ImportError(f"{package.__name__} {package.__version__} is too old")
 except Exception as error:
     # Not only ImportError: releases that don't fit together raise all kinds of errors.
     advice = "run it with .venv/bin/python, or pip install -r requirements.txt for this Python"
     if "CSafeLoader" in str(error):
         advice = "this PyYAML lacks libyaml: apt-get install libyaml-dev, then "
         advice += "pip install --force-reinstall --no-cache-dir PyYAML"
-    sys.exit(f"{SCRIPT}: error: {' '.join(str(error).split())}: {advice}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    sys.exit(f"{SCRIPT}: error: {reason}: {advice}")
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -651,6 +663,7 @@ def write(
 ) -> None:
     """Write what is new or differs. Raises OSError."""
     cert_pem = to_pem(draft.certificate)
+    is_used_up = request_is_used_up(task, draft, cert_pem)
     files: dict[str, bytes] = {}
     if task.folder.is_new():
         files["key.pem"] = task.signer.pem or b""
@@ -664,9 +677,20 @@ def write(
     files.update(files_for_peers)
     task.run.disk.update(task.folder.path, task.folder.file_names, files)
 
-    # A request that an earlier --renew left has served its purpose.
-    if draft.state == "renewed" and task.folder.request is not None and task.signer.is_here():
+    if is_used_up:
         task.run.disk.remove(f"{task.folder.path}/csr.pem")
+
+
+def request_is_used_up(task: Task, draft: Draft, cert_pem: bytes) -> bool:
+    """Tell whether a request that an earlier --renew left has served. Raises OSError."""
+    folder = task.folder
+    if folder.request is None or not task.signer.is_here():
+        return False
+    if draft.state == "renewed":
+        return True
+    # In place of the old certificate, somebody has put the one that was asked for.
+    has_chain = "fullchain.pem" in folder.file_names
+    return has_chain and not begins_with(folder, "fullchain.pem", cert_pem)
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
@@ -736,9 +760,9 @@ def renewed_certificate(task: Task, certificate: x509.Certificate) -> x509.Certi
     """Return a new certificate for the same key. Raises Fault, OSError."""
     path = f"{task.folder.path}/cert.pem"
     if task.entry.is_ca:
-        if certificate.subject != task.entry.subject:
-            where = task.entry.where
-            why = f"its children name its subject, which {where} has changed"
+        if comparable(certificate.subject) != comparable(task.entry.subject):
+            name = certificate.subject.rfc4514_string()
+            why = f"its children name its subject, so {task.entry.where} must say it: {name}"
             raise Fault(f"{path}: can't be renewed: {why}")
         refuse_if_serial_is_named(task, certificate)
 
@@ -795,6 +819,9 @@ def certify(task: Task, key: object) -> x509.Certificate:
 
     signer = task.signer
     if task.above is not None:
+        if task.above.not_after <= task.run.now:
+            why = "a certificate above it has expired: --renew that one first"
+            raise Fault(f"{task.folder.path}/cert.pem: can't be made anew: {why}")
         refuse_revoked_key(task, public_key, task.above)
         signer = task.above.signer
 
@@ -813,7 +840,8 @@ def check_dates(entry: Entry, run: Run) -> None:
     if entry.not_before > run.present:
         date = entry.not_before.date()
         raise Fault(
-            f"{entry.where}.validity.notBefore: {date} is in the future: set the clock"
+            f"{entry.where}.validity.notBefore: {date} is in the future: "
+            "set the clock, or give it an earlier date"
         )
 
 
@@ -928,7 +956,7 @@ def settle_list(
     path = f"{task.folder.path}/crl.pem"
     signing_key = task.signer.path
     current = newest_list(task, ca)
-    added = newly_revoked(task, current, problems)
+    added = newly_revoked(task, ca, current, problems)
     if current is not None and not added:
         if not list_is_due(task.run, ca, current):
             return current
@@ -969,7 +997,8 @@ def signed_list(
         return current
     # match() can't compare a key that is still encrypted.
     if crl.signature != NOT_SIGNED and not is_signed_by(crl, ca):
-        raise Fault(f"{task.folder.path}/cert.pem: does not match {task.signer.path}")
+        path = f"{task.folder.path}/cert.pem"
+        raise Fault(f"{path}: does not match {task.signer.path}: {WRONG_ONE}")
     return crl
 
 
@@ -1059,22 +1088,16 @@ def revoked_certificate(
 
 
 def newly_revoked(
-    task: Task, current: RevocationList | None, problems: list[Problem]
+    task: Task,
+    ca: x509.Certificate,
+    current: RevocationList | None,
+    problems: list[Problem],
 ) -> list[x509.RevokedCertificate]:
     """Return what --revoke adds to a list, or changes on it. Raises Fault, OSError."""
     orders = task.run.orders
     on_list = {each.serial_number: each for each in current or ()}
     added = []
-    for file_name in sorted(task.folder.record):
-        name, _, _ = file_name.rpartition("-")
-        # A root's record has its own old certificates, too. A root can't be revoked by a list.
-        if name not in orders.revoke or name == task.entry.name:
-            continue
-        certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
-        serial_number = certificate.serial_number
-        if certificate.not_valid_after_utc <= task.run.now:
-            continue
-
+    for name, serial_number in numbers_to_revoke(task, ca, problems):
         before = on_list.get(serial_number)
         if before is None:
             added.append(revoked_certificate(serial_number, orders.reason, task.run.now))
@@ -1085,6 +1108,59 @@ def newly_revoked(
             text = f"has {name} already ({reason_of(before)}): nothing changes for it"
             problems.append(Problem("warning", f"{task.folder.path}/crl.pem: {text}"))
     return added
+
+
+def numbers_to_revoke(
+    task: Task, ca: x509.Certificate, problems: list[Problem]
+) -> Iterator[tuple[str, int]]:
+    """Yield the name and serial number of each certificate that --revoke is about."""
+    orders = task.run.orders
+    for file_name in sorted(task.folder.record):
+        name, _, _ = file_name.rpartition("-")
+        # A root's record has its own old certificates, too. A root can't be revoked by a list.
+        if name in orders.revoke and name != task.entry.name:
+            number = recorded_number(task, file_name, problems)
+            if number is not None:
+                yield name, number
+
+    # What the record lacks is recorded at the entry's turn, which is too late for this list.
+    for entry in task.run.entries:
+        if entry.name in orders.revoke and entry.issuer == task.entry.name:
+            number = unrecorded_number(task, ca, entry.name)
+            if number is not None:
+                yield entry.name, number
+
+
+def unrecorded_number(task: Task, ca: x509.Certificate, name: str) -> int | None:
+    """Return the serial number of a certificate that is in use, but not in the record."""
+    # A file that can't be read is an error when the entry's turn comes.
+    with suppress(Fault, OSError):
+        certificate = load_certificate(os.path.join(task.run.keys, name, "cert.pem"))
+        number = certificate.serial_number
+        is_over = certificate.not_valid_after_utc <= task.run.now
+        is_recorded = f"{name}-{number:X}.pem" in task.folder.record
+        if certificate.issuer == ca.subject and not is_over and not is_recorded:
+            return number
+    return None
+
+
+def recorded_number(task: Task, file_name: str, problems: list[Problem]) -> int | None:
+    """Return the serial number of a recorded certificate; None if it needs no revocation."""
+    try:
+        certificate = load_certificate(f"{task.folder.path}/issued/{file_name}")
+    except (Fault, OSError) as error:
+        # The file's name has the number, too: a damaged record must not save a thief.
+        number = re.search("-([0-9A-F]{1,40})[.]pem$", file_name)
+        if number is None or not 0 < int(number[1], 16) < 2**LONGEST_SERIAL_NUMBER:
+            problems.append(problem_of(error, file_name))
+            return None
+        path = f"{task.folder.path}/issued/{file_name}"
+        text = f"{path}: can't be read: revoked by the number in its name"
+        problems.append(Problem("warning", text))
+        return int(number[1], 16)
+    if certificate.not_valid_after_utc <= task.run.now:
+        return None
+    return certificate.serial_number
 
 
 COMPROMISES = ("keyCompromise", "cACompromise", "aACompromise")
@@ -1123,10 +1199,11 @@ def newest_list(task: Task, ca: x509.Certificate) -> RevocationList | None:
     for file in task.run.copies:
         # A damaged file may hold the newest copy. A new CA has no copy yet.
         if file.lists is None and not task.folder.is_new():
-            raise Fault(f"{file.path}: is damaged, or is not what its name says")
+            raise Fault(f"{file.path}: is damaged, or is not what its name says: {GOOD_COPY}")
     if copy is None and task.folder.record and task.signer.is_here():
         raise Fault(
-            f"{path}: is lost, and no node has a copy: put back the newest copy that you have"
+            f"{path}: is lost, and no node has a copy: put back the newest copy that you "
+            f"have, or rm -r {task.folder.path} for a new key"
         )
     return copy
 
@@ -1216,6 +1293,8 @@ def refuse_revoked_key(task: Task, key: PublicKey, above: Authority) -> None:
 FLAGS = crypto.X509StoreFlags
 MEND = "--renew it, or mend its configuration"
 NEW_CROSS = "have a new one made, or remove it"
+GOOD_COPY = "put back a good copy, or remove it"
+WRONG_ONE = "remove the wrong one, and run again"
 
 
 class Verifier:
@@ -1297,6 +1376,15 @@ class Verifier:
         signed = [crl for crl in self.lists[:1] if crl.signature != NOT_SIGNED]
         self.ca_store = self.store(self.chain[0], signed, FLAGS.PARTIAL_CHAIN)
 
+    def check_alone(self, path: str) -> None:
+        """Have OpenSSL look at the CA itself, but not at its signature. Raises Fault."""
+        ca = crypto.X509.from_cryptography(self.chain[0])
+        try:
+            store = self.store(self.chain[0], (), FLAGS.PARTIAL_CHAIN)
+            crypto.X509StoreContext(store, ca).verify_certificate()
+        except crypto.X509StoreContextError as error:
+            raise Fault(f"{path}: {error}: {NEW_CROSS}") from None
+
     def store(
         self, trusted: x509.Certificate, lists: Sequence[RevocationList], flags: int
     ) -> crypto.X509Store:
@@ -1318,11 +1406,11 @@ class Verifier:
         return store
 
 
-def check_digest(path: str, certificate: x509.Certificate) -> None:
+def check_digest(path: str, certificate: x509.Certificate, advice: str = MEND) -> None:
     """Raise Fault for a signature with a digest for which collisions can be found."""
     digest = certificate.signature_hash_algorithm
     if digest is not None and digest.name in ("md5", "sha1"):
-        raise Fault(f"{path}: is signed with {digest.name}, which can be forged")
+        raise Fault(f"{path}: is signed with {digest.name}, which can be forged: {advice}")
 
 
 def limits_names(ca: x509.Certificate) -> bool:
@@ -1341,22 +1429,26 @@ def match(task: Task, certificate: x509.Certificate) -> Iterator[Problem]:
         text = f"other users can reach it: chmod 600 {task.signer.path}"
         yield Problem("warning", f"{task.signer.path}: {text}")
 
+    if task.above is not None and "cross.pem" in task.folder.file_names:
+        text = "is used in a root's folder only: move it there, or remove it"
+        yield Problem("warning", f"{task.folder.path}/cross.pem: {text}")
+
     is_readable = task.signer.is_here() and not task.signer.is_locked()
     if is_readable and task.signer.open().public_key() != public_key:
-        raise Fault(f"{path}: does not match {task.signer.path}")
+        raise Fault(f"{path}: does not match {task.signer.path}: {WRONG_ONE}")
     if task.folder.key_pem is not None:
         yield from encryption_warnings(task, task.folder.key_pem)
 
     request = task.folder.request
     if request is not None and requested_key(task.folder.path, request) != public_key:
-        raise Fault(f"{path}: does not match {task.folder.path}/csr.pem")
+        raise Fault(f"{path}: does not match {task.folder.path}/csr.pem: {WRONG_ONE}")
 
 
 def requested_key(folder: str, request: Request) -> object:
     """Return the key in a request, which must have signed it (RFC 2986, 3). Raises Fault."""
     if not request.is_sound:
         why = "its signature is wrong or by SHA-1, or its key is RSA-PSS"
-        raise Fault(f"{folder}/csr.pem: {why}")
+        raise Fault(f"{folder}/csr.pem: {why}: have a new one made")
     return request.public_key
 
 
@@ -1389,10 +1481,14 @@ def check_ca(path: str, certificate: x509.Certificate, advice: str = MEND) -> No
 
 
 def check_path_length(
-    task: Task, path: str, certificate: x509.Certificate, advice: str = MEND
+    task: Task,
+    path: str,
+    certificate: x509.Certificate,
+    advice: str = MEND,
+    cas_between: int = 0,
 ) -> None:
     """Raise Fault if a CA's pathlen is too short for the CAs below it."""
-    levels = levels_of_cas_below(task.run.entries, task.entry.name)
+    levels = cas_between + levels_of_cas_below(task.run.entries, task.entry.name)
     constraints = extension_of(certificate, x509.BasicConstraints)
     if constraints is not None and constraints.path_length is not None:
         limit = constraints.path_length
@@ -1432,7 +1528,11 @@ def differences(task: Task, certificate: x509.Certificate) -> set[str]:
     different: set[str] = set()
     if key_type(public_key) != task.entry.key_type:
         different.add("key type")
-    if certificate.subject != task.entry.subject:
+    # A renewed CA keeps its subject as it is, even where the same is written in another way.
+    is_same = certificate.subject == task.entry.subject
+    if task.entry.is_ca:
+        is_same = comparable(certificate.subject) == comparable(task.entry.subject)
+    if not is_same:
         different.add("subject")
 
     found = set()
@@ -1462,16 +1562,14 @@ def read_cross(task: Task, anchor: x509.Certificate, problems: list[Problem]) ->
         problems.append(problem_of(error, path))
         return None
     try:
-        check_cross(task, anchor, chain[0])
-        # The certificates of the higher CA's own issuers may follow.
-        for number in range(1, len(chain)):
-            check_issuer(path, chain[number - 1], chain[number])
+        check_cross(task, anchor, chain)
     except Fault as error:
         problems.append(problem_of(error, path))
         return b""
-    if is_due(task.run, chain[0]):
-        ends = chain[0].not_valid_after_utc.date()
-        problems.append(Problem("warning", f"{path}: ends on {ends}: have a new one made"))
+    for certificate in chain:
+        if is_due(task.run, certificate):
+            ends = certificate.not_valid_after_utc.date()
+            problems.append(Problem("warning", f"{path}: ends on {ends}: have a new one made"))
     return to_pem(*chain)
 
 
@@ -1479,24 +1577,45 @@ def check_cross_key(path: str, anchor: x509.Certificate, cross: x509.Certificate
     """Raise Fault unless a certificate is a higher CA's, for the anchor's name and key."""
     has_name = cross.subject == anchor.subject and cross.issuer != anchor.subject
     if not has_name or cross.public_key() != anchor.public_key():
-        raise Fault(f"{path}: is not a higher CA's certificate for this name and key")
+        what = "is not a higher CA's certificate for this name and key"
+        raise Fault(f"{path}: {what}: {NEW_CROSS}")
 
 
-def check_cross(task: Task, anchor: x509.Certificate, cross: x509.Certificate) -> None:
-    """Check that the anchor's certificate from a higher CA is good. Raises Fault."""
+def check_cross(
+    task: Task, anchor: x509.Certificate, chain: Sequence[x509.Certificate]
+) -> None:
+    """Check an anchor's certificate from a higher CA, and the higher CA's own issuers.
+
+    Raises Fault.
+    """
     path = f"{task.folder.path}/cross.pem"
-    check_ca(path, cross, NEW_CROSS)
-    if subject_key_identifier(cross) != subject_key_identifier(anchor):
-        raise Fault(
-            f"{path}: has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
-        )
-    check_digest(path, cross)
+    for number, certificate in enumerate(chain):
+        if number > 0:
+            check_issuer(path, chain[number - 1], certificate)
+        # Those who trust the root above all have it themselves.
+        if certificate.subject != certificate.issuer:
+            check_higher_ca(task, path, certificate, number)
+    if subject_key_identifier(chain[0]) != subject_key_identifier(anchor):
+        what = f"has another subjectKeyIdentifier than {task.folder.path}/cert.pem"
+        raise Fault(f"{path}: {what}: {NEW_CROSS}")
 
-    check_path_length(task, path, cross, NEW_CROSS)
-    if cross.not_valid_after_utc <= task.run.now:
+
+def check_higher_ca(
+    task: Task, path: str, certificate: x509.Certificate, cas_between: int
+) -> None:
+    """Check one certificate of a cross.pem. Raises Fault."""
+    check_ca(path, certificate, NEW_CROSS)
+    check_digest(path, certificate, NEW_CROSS)
+    check_key(path, certificate.public_key())
+    check_path_length(task, path, certificate, NEW_CROSS, cas_between)
+    if certificate.not_valid_after_utc <= task.run.now:
         raise Fault(f"{path}: has expired: {NEW_CROSS}")
-    if cross.not_valid_before_utc > task.run.present:
-        raise Fault(f"{path}: begins on {cross.not_valid_before_utc.date()}: set the clock")
+    if certificate.not_valid_before_utc > task.run.present:
+        begins = certificate.not_valid_before_utc.date()
+        raise Fault(f"{path}: begins on {begins}: {NEW_CROSS}, or set the clock")
+    # OpenSSL looks at all extensions. Its issuer may not be here, so it is trusted itself.
+    verifier = Verifier(task.entry.name, (certificate,), (), task.run.verify_at)
+    verifier.check_alone(path)
 
 
 def check_issuer(path: str, certificate: x509.Certificate, issuer: x509.Certificate) -> None:
@@ -1505,7 +1624,8 @@ def check_issuer(path: str, certificate: x509.Certificate, issuer: x509.Certific
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):
         raise Fault(
-            f"{path}: a certificate is followed by one that is not its issuer's"
+            f"{path}: a certificate is followed by one that is not its issuer's: "
+            "put each before its issuer's, and no others"
         ) from None
 
 
@@ -1862,7 +1982,11 @@ def load_certificate(path: str) -> x509.Certificate:
 
 def load_certificates(path: str) -> list[x509.Certificate]:
     """Return the certificates in a PEM file, at least one. Raises Fault, OSError."""
-    data = read_file(path)
+    return certificates_in(path, read_file(path))
+
+
+def certificates_in(path: str, data: bytes) -> list[x509.Certificate]:
+    """Return the certificates in what a PEM file holds, at least one. Raises Fault."""
     try:
         certificates = x509.load_pem_x509_certificates(data)
         for certificate in certificates:
@@ -1870,14 +1994,31 @@ def load_certificates(path: str) -> list[x509.Certificate]:
             certificate.public_key()
             _ = certificate.extensions
     except INVALID:
-        raise Fault(f"{path}: is damaged, or is not what its name says") from None
+        raise damaged(path, data, "x509") from None
+    # cryptography passes over a certificate that was cut short.
+    if len(re.findall(b"-BEGIN [A-Z0-9 ]*CERTIFICATE-", data)) != len(certificates):
+        what = "holds a certificate that is damaged, or of another kind"
+        raise Fault(f"{path}: {what}: {GOOD_COPY}")
     for certificate in certificates:
-        if certificate.serial_number <= 0:
-            why = (
-                "its serial number is not positive, so it can't be revoked (RFC 5280, 4.1.2.2)"
-            )
-            raise Fault(f"{path}: {why}: have a new one made")
+        number = certificate.serial_number
+        if number <= 0 or number.bit_length() > LONGEST_SERIAL_NUMBER:
+            why = "its serial number is not positive, or has more than 20 octets"
+            advice = "so it can't be revoked (RFC 5280, 4.1.2.2): have a new one made"
+            raise Fault(f"{path}: {why}, {advice}")
     return certificates
+
+
+# Bits: 20 octets, as in RFC 5280, of which DER needs one bit for the sign.
+LONGEST_SERIAL_NUMBER = 159
+
+
+def damaged(path: str, data: bytes, command: str) -> Fault:
+    """Return what is wrong with a file that openssl's `command` may be able to convert."""
+    # In DER, it is a SEQUENCE, whose tag is the octet 0x30.
+    if data[:1] == b"0" and b"-----BEGIN" not in data:
+        advice = f"openssl {command} -inform DER -in {path} -out new.pem"
+        return Fault(f"{path}: is not in PEM: {advice} && mv new.pem {path}")
+    return Fault(f"{path}: is damaged, or is not what its name says: {GOOD_COPY}")
 
 
 def load_request(path: str) -> Request:
@@ -1886,7 +2027,7 @@ def load_request(path: str) -> Request:
     try:
         return read_request(pem)
     except INVALID:
-        raise Fault(f"{path}: is damaged, or is not what its name says") from None
+        raise damaged(path, pem, "req") from None
 
 
 # The object identifier id-RSASSA-PSS in DER (RFC 4055, section 1.2).
@@ -2082,6 +2223,8 @@ class Disk:
             if name not in there or self.read(f"{folder}/{name}") != data:
                 changed[name] = data
 
+        if changed and self.is_dry:
+            check_writable(folder, there, next(iter(changed)))
         if not there and not self.is_dry:
             make_folder(folder, changed)
         for name, data in changed.items():
@@ -2096,6 +2239,16 @@ class Disk:
         """Remove a file. Raises OSError."""
         if not self.is_dry:
             os.unlink(path)
+
+
+def check_writable(folder: str, there: Collection[str], name: str) -> None:
+    """Raise OSError if a run that is not dry could not write a file."""
+    path = f"{folder}/{name}"
+    parent = folder
+    if not there:
+        parent = os.path.dirname(folder)
+    if os.path.exists(parent) and not os.access(parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def make_folder(path: str, files: Mapping[str, bytes]) -> None:
@@ -2321,22 +2474,20 @@ class UnusableKey(Exception):
 def load_key(pem: bytes, phrase: bytes | None) -> object:
     """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
-    OpenSSL reads some keys that cryptography does not, such as EC keys with 31 or 33 octets,
-    which some programs write. cryptography takes an RSA-PSS key for a plain one, and reads
+    Servers and clients read it with OpenSSL, so OpenSSL has to read it here. It reads some
+    keys that cryptography does not, such as EC keys with 31 or 33 octets, which some programs
+    write. cryptography takes an RSA-PSS key for a plain one, and reads PEM in one line, and
     Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 can't.
     """
     if PKCS8_VERSION_2 in der_of(pem):
         raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
-    try:
-        key: object = serialization.load_pem_private_key(pem, phrase)
-        if not isinstance(key, rsa.RSAPrivateKey):
-            return key
-    except ValueError:
-        pass
     loaded = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, phrase or b"")
     if loaded.type() == EVP_PKEY_RSA_PSS:
         raise UnusableKey("is an RSA-PSS key, and its certificate would say plain RSA")
-    return loaded.to_cryptography_key()
+    try:
+        return serialization.load_pem_private_key(pem, phrase)
+    except ValueError:
+        return loaded.to_cryptography_key()
 
 
 def make_key(run: Run, entry: Entry, folder: Folder) -> Signer:
@@ -2373,7 +2524,8 @@ def check_key(path: str, public_key: object) -> None:
     is_strong_rsa = isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size >= 2048
     if not is_strong_rsa and name not in KEY_TYPES:
         raise Fault(
-            f"{path}: its key, {name}, is too weak or of a type that can't be used here"
+            f"{path}: its key, {name}, is too weak or of a type that can't be used here: "
+            "take one such as ec:prime256v1"
         )
 
 
@@ -2546,7 +2698,7 @@ def public_key_of(folder: Folder) -> object:
         try:
             return serialization.load_pem_public_key(read_file(path))
         except INVALID:
-            raise Fault(f"{path}: is damaged, or is not what its name says") from None
+            raise damaged(path, read_file(path), "pkey -pubin -pubout") from None
     # match() compares these two with each other.
     if folder.certificate is not None:
         return folder.certificate.public_key()
@@ -2967,7 +3119,7 @@ def read_entry(where: str, name: Any, fields: Any, is_ca: bool, now: datetime) -
         except INVALID as error:
             # Not of a collection, as aliases of aliases can make one that is immense.
             shown = ""
-            if not isinstance(item, (dict, list, set)):
+            if item is not None and not isinstance(item, (dict, list, set)):
                 shown = f"{item!r}: "
             raise ConfigurationError(f"{where}.{field}: {shown}{error}") from None
 
@@ -3018,7 +3170,7 @@ def fields_of(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 def refuse_unknown(field: str, item: object) -> None:
     """Raise ValueError if there is no such field."""
     group, _, name = field.partition(".")
-    if field in FORMS or (group == "extensions" and is_nameless_extension(name)):
+    if field in FORMS or is_nameless(group, name):
         return
     # Within a group, ~ may also remove a field that is not there.
     if item is None and group in GROUPS:
@@ -3038,9 +3190,13 @@ def refuse_unknown(field: str, item: object) -> None:
     raise ValueError(f"unknown field: the known ones are {', '.join(known)}")
 
 
-def is_nameless_extension(name: str) -> bool:
-    """Tell whether a field is the OID of an extension that has no name here."""
-    return re.fullmatch(OID, name) is not None and extension_row(name).name == name
+def is_nameless(group: str, name: str) -> bool:
+    """Tell whether a field is the OID of an extension or attribute that has no name here."""
+    if not re.fullmatch(OID, name):
+        return False
+    if group == "subject":
+        return name not in [oid.dotted_string for oid, _ in SUBJECT_FIELDS.values()]
+    return group == "extensions" and extension_row(name).name == name
 
 
 def check_fields(
@@ -3102,9 +3258,11 @@ def parts_of(field: str, item: object, name: str) -> tuple[str, ...]:
     """Return the texts of a list or of an extension, or the one text. Raises ValueError."""
     group, _, _ = field.partition(".")
     if isinstance(item, list):
-        if group not in ("subject", "extensions", "trust") or not item:
+        if group not in ("subject", "extensions", "trust"):
             why = "only trust, subject and extensions may hold lists"
             raise ValueError(f"is a list, not text: {why}")
+        if not item:
+            raise ValueError("is an empty list: ~ leaves a field out")
         return tuple(with_name(text_of(each), name) for each in item)
     text = with_name(text_of(item), name)
     if group not in ("extensions", "trust"):
@@ -3119,6 +3277,8 @@ def text_of(item: object) -> str:
         raise ValueError("is a mapping, not text")
     if isinstance(item, list):
         raise ValueError("is a list, not text")
+    if item is None:
+        raise ValueError("is empty, not text")
     if not isinstance(item, str):
         traps = "(NO is false, 0123 is octal)"
         raise ValueError(f"YAML does not read this as text {traps}: put it in quotes")
@@ -3143,7 +3303,10 @@ def read_value(field: str, parts: tuple[str, ...], is_ca: bool, now: datetime) -
     for part in parts:
         check_form(part, FORMS.get(field, ".+"))
     if group == "subject":
-        oid, _ = SUBJECT_FIELDS[name]
+        if name in SUBJECT_FIELDS:
+            oid, _ = SUBJECT_FIELDS[name]
+        else:
+            oid = x509.ObjectIdentifier(name)
         return [name_attribute(oid, part) for part in parts]
     if group == "extensions":
         return read_extension(name, parts, is_ca)
@@ -3241,8 +3404,10 @@ def read_extension(name: str, parts: Sequence[str], is_ca: bool) -> Extension:
     if not items:
         raise ValueError(f"nothing of the form {row.form} follows critical")
     for item in items:
-        if not re.fullmatch(row.form, item) or items.count(item) > 1:
-            text = f"{item!r} is given twice, or is not of the form {row.form}"
+        if items.count(item) > 1:
+            raise ValueError(f"{item!r} is given twice")
+        if not re.fullmatch(row.form, item):
+            text = f"{item!r} is not of the form {row.form}"
             if len(items) > 1:
                 text += "; a part with a comma needs a YAML list of parts, or %2C in a URI"
             raise ValueError(text)
@@ -3315,18 +3480,26 @@ def read_alternative_name(parts: Parts) -> x509.SubjectAlternativeName:
     spellings: list[object] = []
     for item in parts.items:
         name = read_name(item)
-        # Upper and lower case mean the same host.
-        spelling: object = name
-        if isinstance(name, x509.DNSName):
-            spelling = name.value.lower()
-        if isinstance(name, x509.RFC822Name):
-            mailbox, _, host = name.value.partition("@")
-            spelling = (mailbox, host.lower())
+        spelling = comparable_name(name)
         if spelling in spellings:
             raise ValueError(f"{item!r} is given twice, in different spellings")
         names.append(name)
         spellings.append(spelling)
     return x509.SubjectAlternativeName(names)
+
+
+def comparable_name(name: x509.GeneralName) -> object:
+    """Return a form of a name that is equal for equal names (RFC 5280, 7.2, 7.4 and 7.5)."""
+    # Upper and lower case mean the same host, and the same scheme of a URI.
+    if isinstance(name, x509.DNSName):
+        return name.value.lower()
+    if isinstance(name, x509.RFC822Name):
+        mailbox, _, host = name.value.partition("@")
+        return mailbox, host.lower()
+    if isinstance(name, x509.UniformResourceIdentifier):
+        scheme_and_host = "[^:]+:(//[^/?#@]*(?![^/?#]))?"
+        return re.sub(scheme_and_host, lambda found: found[0].lower(), name.value, count=1)
+    return name
 
 
 def read_name_constraints(parts: Parts) -> x509.NameConstraints:
@@ -3349,7 +3522,12 @@ def read_policies(parts: Parts) -> x509.CertificatePolicies:
 
 def read_distribution_points(parts: Parts) -> x509.CRLDistributionPoints:
     """Read `URI:http://…` (RFC 5280, section 4.2.1.13)."""
-    names = [read_name(item) for item in parts.items]
+    names: list[x509.GeneralName] = []
+    for item in parts.items:
+        name = read_name(item)
+        if comparable_name(name) in [comparable_name(each) for each in names]:
+            raise ValueError(f"{item!r} is given twice, in different spellings")
+        names.append(name)
     points = [x509.DistributionPoint([name], None, None, None) for name in names]
     return x509.CRLDistributionPoints(points)
 
@@ -3431,17 +3609,14 @@ def read_name(item: str) -> x509.GeneralName:
 def read_other_name(value: str) -> x509.OtherName:
     """Read `1.3.6.1.4.1.311.20.2.3;UTF8:robot@example`, such as a UPN. Raises ValueError."""
     dotted, _, text = value.partition(";UTF8:")
-    if not re.fullmatch(OID, dotted) or not text:
-        raise ValueError("an otherName has the form OID;UTF8:TEXT")
     content = text.encode()
-    length = len(content).to_bytes(2, "big")
-    # The tag of a UTF8String in DER, and that its length has two octets (X.690, 8.1.3.5).
-    der = b"\x0c\x82" + length + content
-    if len(content) < 128:
-        der = b"\x0c" + length[1:] + content
-    elif len(content) < 256:
-        der = b"\x0c\x81" + length[1:] + content
-    return x509.OtherName(x509.ObjectIdentifier(dotted), der)
+    octets = (len(content).bit_length() + 7) // 8
+    length = len(content).to_bytes(octets, "big")
+    # A length of 128 and more is preceded by the number of its octets (X.690, 8.1.3.5).
+    if len(content) >= 128:
+        length = bytes([128 + octets]) + length
+    # The first octet is the tag of a UTF8String in DER.
+    return x509.OtherName(x509.ObjectIdentifier(dotted), b"\x0c" + length + content)
 
 
 def read_subtree(item: str) -> x509.GeneralName:
@@ -3457,9 +3632,12 @@ def read_subtree(item: str) -> x509.GeneralName:
 def read_text_name(kind: str, value: str, forms: Mapping[str, str]) -> x509.GeneralName:
     """Read a name that is a text. Raises ValueError."""
     if not re.fullmatch(forms[kind], value):
-        raise ValueError(
-            f"{value!r} is not a valid {kind} name (a host name is ASCII, or begins with xn--)"
-        )
+        why = f"{value!r} is not a valid {kind} name"
+        if not value.isascii():
+            why += " (a host name is ASCII, or begins with xn--)"
+        elif "*" in value:
+            why += " (a wildcard is the first label, and at least two others follow)"
+        raise ValueError(why)
     return GENERAL_NAMES[kind](value)
 
 
@@ -3512,7 +3690,7 @@ ROWS = (
     ExtensionRow(
         "subjectAltName",
         x509.SubjectAlternativeName.oid,
-        "(DNS|IP|URI|email|RID|otherName):.+",
+        f"(DNS|IP|URI|email):.+|RID:{OID}|otherName:{OID};UTF8:.+",
         read_alternative_name,
     ),
     ExtensionRow(
@@ -3615,8 +3793,9 @@ def json_line(run: Run, name: str, issuer: str | None, is_ca: bool, outcome: Out
     folder = os.path.join(run.keys, name)
     certificate = None
     # What is wrong with the file is one of the problems.
-    with suppress(OSError, *INVALID):
-        certificate = x509.load_pem_x509_certificate(run.disk.read(f"{folder}/cert.pem"))
+    path = f"{folder}/cert.pem"
+    with suppress(OSError, Fault):
+        certificate = certificates_in(path, run.disk.read(path))[0]
 
     written = list(outcome.written)
     if run.disk.is_dry:
@@ -3631,7 +3810,7 @@ def json_line(run: Run, name: str, issuer: str | None, is_ca: bool, outcome: Out
         "name": name,
         "issuer": issuer,
         "state": outcome.state,
-        **certificate_fields(run, f"{folder}/cert.pem", certificate),
+        **certificate_fields(run, path, certificate),
         **list_fields(run, f"{folder}/crl.pem", certificate, is_ca),
         "written": written,
         "problems": [problem._asdict() for problem in problems],
@@ -3746,6 +3925,9 @@ def problem_of(error: Exception, where: str) -> Problem:
     if isinstance(error, OSError):
         # For a rename, filename2 is the target.
         name = error.filename2 or error.filename or where
+        if isinstance(error, FileNotFoundError) and os.path.islink(name):
+            text = f"{name}: is a link to {os.readlink(name)}, which does not exist"
+            return Problem("error", text)
         return Problem("error", f"{name}: {error.strerror}")
     return Problem("error", f"{where}: {error}")
 
@@ -3850,21 +4032,26 @@ def check_orders(
 
     for name in sorted(unknown):
         text = "no entry has this name, or no certificate was made for it"
+        if name in [entry.name for entry in entries if entry.issuer is None]:
+            text = "signs itself, so no list can revoke it: remove it from what trusts it"
         raise ConfigurationError(f"{name}: {text}")
 
 
 def recorded(keys: str, entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """Return the paths of all certificates in the CAs' records, by name. Raises OSError."""
+    """Return the paths of all certificates that CAs have signed, by name. Raises OSError."""
     paths: dict[str, list[str]] = {}
     for entry in entries:
+        # It may not be in the record.
+        certificate = os.path.join(keys, entry.name, "cert.pem")
+        if entry.issuer is not None and os.path.exists(certificate):
+            paths.setdefault(entry.name, []).append(certificate)
         folder = os.path.join(keys, entry.name, "issued")
         if not entry.is_ca:
             continue
-        try:
-            file_names = sorted(os.listdir(folder))
-        except FileNotFoundError:
+        # A link to nowhere is an error when the CA's turn comes.
+        if not os.path.lexists(folder) and not os.path.islink(os.path.dirname(folder)):
             continue
-        for file_name in file_names:
+        for file_name in sorted(os.listdir(folder)):
             name, _, _ = file_name.rpartition("-")
             # A root's own certificates can't be revoked by a list of its own.
             if file_name.endswith(".pem") and name != entry.name:
@@ -3883,12 +4070,14 @@ def has_expired(path: str, now: datetime) -> bool:
 def without_library_warnings() -> Iterator[None]:
     """Silence what cryptography says about certificates of other software.
 
-    It warns of a commonName of more than 64 octets, but the limit is 64 characters; and of a
-    serial number that is not positive, which load_certificates refuses.
+    It warns of a commonName of more than 64 octets, but the limit is 64 characters; of a
+    serial number that is not positive, which load_certificates refuses; and of a
+    Diffie-Hellman key, which check_key refuses.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attribute's length must be")
         warnings.filterwarnings("ignore", "Parsed a .*serial number")
+        warnings.filterwarnings("ignore", "Diffie-Hellman")
         yield
 
 

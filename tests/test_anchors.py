@@ -472,7 +472,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "a name that is none": ("root, ", "is not of the form"),
     "a number": (1, "does not read this as text"),
     "a mapping": ({"root": "root2"}, "is a mapping, not text"),
-    "an empty list": ([], "is a list, not text"),
+    "an empty list": ([], "is an empty list"),
 }
 
 

@@ -7,6 +7,7 @@ What is not good is one clear line.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 import ssl
@@ -306,6 +307,10 @@ SUBJECTS: dict[str, tuple[Entry, str]] = {
         "/OU=Robots/OU=units/CN=x",
     ),
     "list-of-one": ({"commonName": ["$name"]}, "/CN=list-of-one"),
+    "numbered": (
+        {"2.5.4.97": ["a", "b"], "commonName": "x"},
+        "/organizationIdentifier=a/organizationIdentifier=b/CN=x",
+    ),
     "names-twice": ({"commonName": ["one", "two", "three"]}, "/CN=one/CN=two/CN=three"),
     "person": (
         {
@@ -426,6 +431,8 @@ RIGHT_NAMES = {
     "mapped": "IP:192.0.2.1, IP:::ffff:192.0.2.1",
     "name-and-mail": "DNS:robot.example, email:robot@robot.example",
     "paths": "URI:http://robot.example/A, URI:http://robot.example/a",
+    "users": "URI:ssh://A@robot.example, URI:ssh://a@robot.example",
+    "numbers": "RID:2.999.1, RID:1.39.1, RID:0.9.2342",
 }
 
 
@@ -583,7 +590,12 @@ WRONG = {
     # Subjects (the twins are in SUBJECTS and NAMELESS).
     "a number in a list": wrong_text(["a", 7]),
     "a list in a list": wrong_text(["a", ["b"]]),
-    "an empty list": wrong_text([]),
+    "an empty list": wrong_text([], "is an empty list: ~ leaves"),
+    "nothing in a list": wrong_text(["a", None], "is empty"),
+    "an attribute by number that has a name": Wrong(
+        {"subject": {"2.5.4.3": "a"}}, "subject.2.5.4.3", "unknown field"
+    ),
+    "an attribute by half a number": Wrong({"subject": {"2.5": "a"}}, "subject.2.5"),
     "an empty text in a list": wrong_text(["a", ""]),
     "a mapping": wrong_text({"a": "b"}),
     "one of a list is too long": wrong_text(["a", "b" * 65]),
@@ -609,9 +621,19 @@ WRONG = {
     "a list of lists": wrong_names([["DNS:a"], ["DNS:b"]]),
     "an other name without a type": wrong_names("otherName:1.2.3.4;ada"),
     "an other name without an identifier": wrong_names("otherName:UTF8:ada"),
-    "an identifier that is none": wrong_names("RID:3.1"),
+    "an identifier that is none": wrong_names("RID:3.1", "is not of the form"),
+    "an identifier with a zero in front": wrong_names("RID:1.2.03", "is not of the form"),
+    "an identifier with a second part of 40": wrong_names("RID:1.40.3", "is not of the form"),
     # Names that no verifier accepts, or that are there twice (the twins are in RIGHT_NAMES).
-    "a wildcard below .local": wrong_names("DNS:*.local", "local"),
+    "a wildcard below .local": wrong_names("DNS:*.local", "at least two others follow"),
+    "a wildcard in the middle": wrong_names("DNS:a.*.example", "wildcard is the first label"),
+    "a letter that is not ASCII": wrong_names("DNS:köln.example", "xn--"),
+    "a URI's host in two cases": wrong_names("URI:http://A.example/, URI:HTTP://a.example/"),
+    "a distribution point twice": Wrong(
+        with_extensions(crlDistributionPoints="URI:http://a.example/, URI:http://A.example/"),
+        "extensions.crlDistributionPoints",
+        "twice",
+    ),
     "a wildcard below .lan": wrong_names("DNS:*.lan", "lan"),
     "a wildcard alone": wrong_names("DNS:*"),
     "a wildcard in a list": wrong_names(["DNS:a", "DNS:*.LOCAL"], "LOCAL"),
@@ -876,6 +898,11 @@ USELESS_KEYS = {
     "pss": (RSA, by_shell(PSS)),
     "pss-bound": (RSA, by_shell(f"{PSS} -pkeyopt rsa_pss_keygen_md:sha256")),
     "x25519": (ED, by_shell("openssl genpkey -algorithm x25519")),
+    "diffie-hellman": (
+        RSA,
+        by_shell("openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048"),
+    ),
+    "in-one-line": (EC, lambda: ec_key(32, "PRIVATE KEY").replace(b"\n", b"")),
     "dsa": (RSA, by_shell("openssl dsaparam -genkey -noout 2048")),
     "short": (RSA, by_shell("openssl genrsa 1024")),
     "curve": (EC, by_shell("openssl ecparam -name secp256k1 -genkey -noout")),
@@ -976,7 +1003,9 @@ def test_a_key_that_has_such_a_pass_phrase_is_still_opened_with_it(copy: Path) -
 
 # --- Serial numbers that are zero or negative ------------------------------------------------
 
-SERIALS = ["0", "-5", "-0x80"]
+TOO_LONG = "0x" + "ff" * 20
+SERIALS = ["0", "-5", "-0x80", TOO_LONG]
+LONGEST = "0x7f" + "ff" * 19
 
 
 def self_signed(folder: Path, number: str) -> None:
@@ -1014,9 +1043,14 @@ def test_a_root_whose_serial_number_is_not_positive_gives_one_error(
     assert not (plain / "keys/server").exists()
 
 
-def test_a_node_with_the_serial_number_1_is_kept(plain: Path) -> None:
-    signed_elsewhere(plain, "server", "1", plain / "keys/server/cert.pem")
+@pytest.mark.parametrize("number", ["1", LONGEST])
+def test_a_node_with_the_lowest_or_the_longest_serial_number_is_kept_and_can_be_revoked(
+    plain: Path, number: str
+) -> None:
+    signed_elsewhere(plain, "server", number, plain / "keys/server/cert.pem")
     fine(generate_here(plain))
+    fine(generate_here(plain, "--revoke", "server"))
+    assert int(number, 0) in revoked_serials(plain / "keys/client/crl.pem")
 
 
 @pytest.mark.parametrize("number", SERIALS)
@@ -1026,6 +1060,12 @@ def test_a_node_with_a_serial_number_that_is_not_positive_is_one_error(
     signed_elsewhere(plain, "server", number, plain / "keys/server/cert.pem")
     (line,) = faults(generate_here(plain), "keys/server/cert.pem")
     assert "serial number" in line
+    (object_,) = [
+        fields
+        for fields in map(json.loads, generate_here(plain, "--json").stdout.splitlines())
+        if fields["name"] == "server"
+    ]
+    assert object_["serial"] is None and object_["problems"][0]["text"] in line
     records = {path.name for path in (plain / "keys/master/issued").glob("server-*")}
     assert len(records) == 1, "only that of the first certificate"
 
@@ -1047,7 +1087,7 @@ def test_a_record_with_such_a_number_is_one_error_when_it_is_to_be_revoked(
     signed_elsewhere(plain, "client", "77", issued / "spirit-4D.pem")
     before = tree(plain)
     result = generate_here(plain, "--revoke", "ghost")
-    line = faults(result, "issued/ghost-0.pem", "below master")[0]
+    line = faults(result, "issued/ghost-0.pem")[0]
     assert "serial number" in line
     assert tree(plain) == before
     fine(generate_here(plain, "--revoke", "spirit"))

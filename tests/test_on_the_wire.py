@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from threading import Event
+from types import ModuleType
 
 import pytest
 from certificates import CA, authority, certificate, certify, decrypt, pem
@@ -40,12 +41,18 @@ from running import (
     run,
 )
 
+import simple_https_client
 import simple_https_server
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 BAD = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SOON = 4.0  # seconds, less than any time limit of the scripts
 RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close with a reset
+
+
+def has_errors(server: Server, count: int) -> bool:
+    """Tell whether a server has printed so many error lines since it listens."""
+    return len(server.errors()) == count
 
 
 def script(name: str, keys: Path) -> list[str | Path]:
@@ -95,6 +102,10 @@ def read_all(connection: ssl.SSLSocket) -> bytes:
         (b"GET / HTTP/3\r\n\r\n", BAD),
         (b" GET  /a b HTTP/1.1 \r\n\r\n", BAD),
         (b"\r\nget / http/1.1\r\n\r\n", BAD),
+        (b"connect localhost:443 http/1.1\r\n\r\n", BAD),
+        (b"Connect [::1]:443 HTTP/1.1\r\n\r\n", BAD),
+        (b"get ftp://localhost/ http/1.1\r\n\r\n", BAD),
+        (b"M_SEARCH * HTTP/1.1\r\n\r\n", BAD),
     ],
 )
 def test_http_is_answered_and_closed_as_announced_without_an_error_line(
@@ -116,6 +127,7 @@ def test_http_is_answered_and_closed_as_announced_without_an_error_line(
         "GET",
         "GET /",
         "I like HTTP/2",
+        "Please read: HTTP/2",
         "GET / HTTP",
         "GET / HTTP/1.\N{ARABIC-INDIC DIGIT ONE}",
         "",
@@ -146,6 +158,17 @@ def test_a_client_that_leaves_before_its_hello_gets_other_words_than_a_cut_strea
     server.wait_for(lambda: "eof" in server.err.read_text().lower())
     assert len(server.errors()) == 3
     assert sum("before a ClientHello" in line for line in server.errors()) == 2
+
+
+def test_each_client_that_resets_is_one_line(made: Path, server: Server) -> None:
+    for number in range(1, 21):
+        raw = socket.create_connection(("127.0.0.1", server.port), SOON)
+        raw.sendall(b"\x16")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        raw.close()
+        server.wait_for(partial(has_errors, server, number))
+    assert client(server.port, made / "keys/client").stdout == ANSWERED
+    assert len(server.errors()) == 20
 
 
 def test_a_line_ends_with_lf_or_cr_lf(made: Path, server: Server) -> None:
@@ -393,6 +416,11 @@ MACHINES = {  # commands that make a machine, the host, and the addresses that i
     "localhost without a hosts file": (": >hosts", "localhost", "127.0.0.1 ::1"),
     "no 127.0.0.1": ("ip address del 127.0.0.1/8 dev lo", "localhost", "::1"),
     "a name, and no 127.0.0.1": ("ip address del 127.0.0.1/8 dev lo", "robot1", "::1"),
+    "a name, and an address without its zone": (
+        "echo fe80::1 robot1 >>hosts",
+        "robot1",
+        "127.0.0.1 ::1",
+    ),
     "no IPv6": ("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6", "localhost", "127.0.0.1"),
     "a name, and no IPv6": (
         "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6",
@@ -464,6 +492,12 @@ def test_the_zone_of_a_link_local_address_is_not_verified(copy: Path) -> None:
 def test_a_link_local_address_is_verified(copy: Path) -> None:
     said = call_with_a_zone(copy)
     assert ANSWERED not in said and "IP address mismatch" in said
+
+
+def test_an_address_without_its_zone_is_one_line(made: Path) -> None:
+    result = run(*script("server", made / "keys"), "--host", "fe80::1", env=PHRASES)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "cannot serve fe80::1 port 0: " in result.stderr and result.stderr.count("\n") == 1
 
 
 # --- Reload ----------------------------------------------------------------------------------
@@ -595,6 +629,39 @@ def test_a_signal_while_the_folder_is_loaded_ends_the_server_quietly(
     assert (tmp_path / "log").read_text() == ""
 
 
+@pytest.mark.parametrize("missing", ["ca", "crl"])  # an error, and a warning
+@pytest.mark.parametrize(
+    ("name", "how", "status"),
+    [
+        ("server", signal.SIGINT, 130),
+        ("server", signal.SIGTERM, 0),
+        ("client", signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_ends_a_script_whose_line_is_not_read(
+    copy: Path, name: str, how: signal.Signals, status: int, missing: str
+) -> None:
+    (copy / "keys" / name / f"{missing}.pem").unlink()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    # By default, Python buffers the line, and tries again to write it when it ends.
+    env = environment({**PHRASES, "PYTHONUNBUFFERED": ""})
+    process = subprocess.Popen(script(name, copy / "keys"), env=env, stderr=writing)
+    # What the process waits for: here, for the pipe's reader.
+    waits = Path(f"/proc/{process.pid}/wchan")
+    poll(lambda: "pipe" in waits.read_text(), waits.read_text)
+    process.send_signal(how)
+    try:
+        assert process.wait(DEADLINE) == status
+    finally:
+        process.kill()
+        os.close(reading)
+        os.close(writing)
+
+
 def in_a_shell(ignored: bool, *command: str | Path) -> list[str | Path]:
     """Return a command that ignores SIGINT, as a shell's background job does, or does not."""
     trap = {True: "trap '' INT; ", False: ""}
@@ -679,6 +746,30 @@ def test_what_openssl_cnf_sets_for_good_is_a_line_that_names_the_file(
     printed = {"server": server.err.read_text(), "client": result.stderr}
     for each, text in printed.items():
         assert (f"{tmp_path}/openssl.cnf: {word} applies" in text) == (each == name)
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize("setting", ["Groups = x", "CipherString = x", "Ciphersuites = x"])
+def test_what_openssl_cannot_read_in_openssl_cnf_does_no_harm(
+    made: Path, serve: Serve, tmp_path: Path, setting: str, name: str
+) -> None:
+    envs = {"server": PHRASES, "client": PHRASES}
+    envs[name] = openssl_cnf(tmp_path, setting)
+    server = serve("-k", str(made / "keys/server"), env=envs["server"])
+    assert client(server.port, made / "keys/client", env=envs["client"]).stdout == ANSWERED
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_an_openssl_cnf_that_leaves_no_algorithms_is_named(
+    made: Path, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "openssl.cnf"
+    path.write_text(
+        "openssl_conf = x\n[x]\nproviders = p\n[p]\nlegacy = f\n[f]\nactivate = 1\n"
+    )
+    result = run(*script(name, made / "keys"), env={**PHRASES, "OPENSSL_CONF": str(path)})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{path}: " in result.stderr and result.stderr.count("\n") == 1
 
 
 SILENT = """import resource, socket, sys
@@ -935,6 +1026,49 @@ def test_a_file_that_cannot_be_loaded_is_named(copy: Path, name: str, file: str)
     assert names[:1] == [file], result.stderr
 
 
+KINDS = {  # a file, another file in its place, and what the error line says
+    "lists for a chain": ("fullchain", "crl", "has no certificate"),
+    "lists for anchors": ("ca", "crl", "has no certificate"),
+    "anchors for lists": ("crl", "ca", "has no revocation list"),
+    "a chain for lists": ("crl", "fullchain", "has a certificate"),
+}
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize(("file", "other", "words"), KINDS.values(), ids=KINDS)
+def test_a_file_of_another_kind_is_named(
+    copy: Path, name: str, file: str, other: str, words: str
+) -> None:
+    folder = copy / "keys" / name
+    shutil.copy(folder / f"{other}.pem", folder / f"{file}.pem")
+    result = run(*script(name, copy / "keys"), env=PHRASES)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{file}.pem: {words}" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize("file", ["fullchain", "ca", "crl"])
+def test_a_damaged_file_is_said_to_be_damaged(copy: Path, name: str, file: str) -> None:
+    path = copy / "keys" / name / f"{file}.pem"
+    text = path.read_text()
+    path.write_text(text[: text.index("-----END")])
+    result = run(*script(name, copy / "keys"), env=PHRASES)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{file}.pem: the file is damaged\n" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize("folder", ["[E] keys", "sslv3 keys", "tlsv1 alert x", "(_ssl.c:1)"])
+def test_a_folder_whose_name_looks_like_a_code_is_named_as_it_is(
+    copy: Path, name: str, folder: str
+) -> None:
+    (copy / "keys").rename(copy / folder)
+    (copy / folder / name / "ca.pem").unlink()
+    result = run(*script(name, Path(folder)), cwd=copy, env=PHRASES)
+    assert f" port 0: {folder}/{name}/ca.pem: No such file or directory\n" in result.stderr
+    assert "refused" not in result.stderr
+
+
 def turn_round(node: Path) -> None:
     """Put a chain in the wrong order."""
     chain = node / "fullchain.pem"
@@ -1056,6 +1190,16 @@ def test_each_alert_is_said_to_be_a_refusal(made: Path, code: int) -> None:
     thread.join()
     expected = f"refused by 127.0.0.1 port {ports[0]}: alert {ALERTS[code]}\n"
     assert result.stderr == f"{CLIENT.name}: error: {expected}"
+
+
+@pytest.mark.parametrize("script_", [simple_https_server, simple_https_client])
+def test_an_internal_error_does_not_read_like_one_s_own_fault(script_: ModuleType) -> None:
+    error = ssl.SSLError(1, "[SSL: INTERNAL_ERROR] internal error (_ssl.c:1006)")
+    assert "what the peer sent" in script_.describe_error(error)
+    alert = ssl.SSLError(
+        1, "[SSL: TLSV1_ALERT_INTERNAL_ERROR] tlsv1 alert internal error (_ssl.c:1)"
+    )
+    assert script_.describe_error(alert) == "alert internal error"
 
 
 # --- One's own expired intermediate ----------------------------------------------------------

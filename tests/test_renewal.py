@@ -395,8 +395,60 @@ def test_a_ca_whose_subject_has_changed_is_not_renewed(copy: Path, name: str) ->
     before = tree(copy)
     result = generate_here(copy, "--renew", name)
     (line,) = faults(result, f"keys/{name}/cert.pem")
-    assert "subject" in line
+    assert f"keys.{name} must say it: CN={name},OU=Robots,O=SROS Example,C=US" in line
     assert tree(copy) == before
+
+
+def certified_again(folder: Path, subject: str, *options: str) -> None:
+    """Have openssl certify master's key, with its subject written in another way."""
+    request, out = folder / "master.csr", folder / "keys/master/cert.pem"
+    key = ("-key", folder / "keys/master/key.pem", "-passin", "pass:sros")
+    openssl("req", "-new", *key, *options, "-subj", subject, "-out", request)
+    sign(request, folder / "keys/root", "root", CA_EXTENSIONS, out)
+    keep_only(out.parent, "key.pem", "cert.pem")
+    drop(folder / "keys", "server", "client")
+
+
+SAME = {
+    "in capitals": ("/C=US/O=SROS EXAMPLE/OU=robots/CN=Master",),
+    "with more spaces": ("/C=US/O=SROS  Example/OU= Robots/CN=master",),
+}
+
+
+@pytest.mark.parametrize("subject", SAME)
+def test_a_ca_keeps_the_subject_that_is_the_same_in_other_words(
+    copy: Path, subject: str
+) -> None:
+    certified_again(copy, *SAME[subject])
+    fine(generate(copy))
+    before = certificate(copy / "keys/master/cert.pem").subject.public_bytes()
+    assert states(fine(generate(copy, "--renew", "master")))["master"] == "renewed"
+    assert certificate(copy / "keys/master/cert.pem").subject.public_bytes() == before
+    assert judge(copy / "keys/server").returncode == 0
+
+
+def test_a_cas_subject_with_several_attributes_in_a_part_can_be_written_one_by_one(
+    copy: Path,
+) -> None:
+    certified_again(copy, "/C=US/CN=master+O=SROS Example", "-multivalue-rdn")
+    subject = {"countryName": "US", "commonName": "master", "organizationName": "SROS Example"}
+    edit(copy, lambda keys: keys["master"].update(subject=subject))
+    fine(generate(copy))
+    assert states(fine(generate(copy, "--renew", "master")))["master"] == "renewed"
+    renewed = certificate(copy / "keys/master/cert.pem").subject
+    assert len(renewed.rdns) == 2 and len(list(renewed)) == 3
+
+
+def test_a_cas_attribute_without_a_name_here_can_be_written_by_its_number(
+    copy: Path,
+) -> None:
+    certified_again(
+        copy, "/C=US/O=SROS Example/OU=Robots/CN=master/organizationIdentifier=NTR"
+    )
+    (line,) = faults(generate(copy, "--renew", "master"), "keys/master/cert.pem")
+    assert "2.5.4.97=NTR" in line
+    edit(copy, lambda keys: keys["master"]["subject"].update({"2.5.4.97": "NTR"}))
+    assert states(fine(generate(copy, "--renew", "master")))["master"] == "renewed"
 
 
 # --- Usage -----------------------------------------------------------------------------------
@@ -416,7 +468,7 @@ def test_wrong_use_is_status_2_and_changes_nothing(fleet: Path) -> None:
         "--renew unknown": "unknown",
         "--revoke unknown": "unknown",
         "--revoke client unknown": "unknown",
-        "--revoke root": "root",
+        "--revoke root": "root: signs itself",
         "--revoke": "argument --revoke",
         "--renew client --revoke client2": "argument --revoke: not allowed with argument",
         "--reason keyCompromise": "argument --reason",
@@ -611,14 +663,60 @@ def test_revocation_without_pass_phrase_and_terminal_changes_nothing(copy: Path)
     assert tree(copy) == before
 
 
-def test_a_damaged_record_of_what_is_to_be_revoked_is_one_line(copy: Path) -> None:
-    path = record(copy / "keys", "client")
-    path.write_text("damaged\n")
-    before = tree(copy)
-    name = f"keys/master/issued/{path.name}"
-    refused(generate_here(copy, "--revoke", "client", env=MASTERS), name, "2 below master")
-    assert tree(copy) == before
-    fine(generate_here(copy, "--revoke", "server", env=MASTERS))
+def damage(path: Path, how: str) -> None:
+    """Damage a file in one of some ways."""
+    if how == "cut short":
+        path.write_bytes(path.read_bytes()[:300])
+    elif how == "emptied":
+        path.write_text("")
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.mark.parametrize("how", ["cut short", "emptied", "replaced"])
+def test_a_damaged_record_is_revoked_by_the_number_in_its_name(copy: Path, how: str) -> None:
+    keys = copy / "keys"
+    victims = {serial(keys / name) for name in ("client", "server")}
+    path = record(keys, "client")
+    damage(path, how)
+    result = generate_here(copy, "--revoke", "client", "server", env=MASTERS)
+    warned(result, f"keys/master/issued/{path.name}: can't be read: revoked by the number")
+    assert revoked_serials(keys / "master/crl.pem") == victims
+
+
+@pytest.mark.parametrize("name", ["client", "master"])
+def test_a_certificate_that_the_record_lacks_is_revoked_at_once(copy: Path, name: str) -> None:
+    keys = copy / "keys"
+    ca = {"client": "master", "master": "root"}[name]
+    record(keys, name, ca).unlink()
+    result = generate_here(copy, "--revoke", name)
+    assert (result.returncode, states(result)[name]) == (0, "revoked")
+    assert revoked_serials(keys / ca / "crl.pem") == {serial(keys / name)}
+
+
+def test_a_certificate_of_another_ca_is_not_put_on_the_list(copy: Path) -> None:
+    keys = copy / "keys"
+    edit(
+        copy, lambda keys: keys.update(other={**keys["root"], "subject": {"commonName": "o"}})
+    )
+    fine(generate_here(copy))
+    drop(keys, "client")
+    shutil.copytree(keys / "other", keys / "client")
+    faults(generate_here(copy, "--revoke", "client", "server"), "keys/client/")
+    assert revoked_serials(keys / "master/crl.pem") >= {serial(keys / "server")}
+    assert serial(keys / "client") not in revoked_serials(keys / "master/crl.pem")
+
+
+def test_a_record_whose_name_has_no_number_is_one_error_and_holds_up_nobody(
+    copy: Path,
+) -> None:
+    keys = copy / "keys"
+    (keys / "master/issued/ghost-NONE.pem").write_text("damaged\n")
+    result = generate_here(copy, "--revoke", "ghost", "client", env=MASTERS)
+    faults(result, "keys/master/issued/ghost-NONE.pem")
+    assert states(result)["client"] == "revoked" and states(result)["server"] == "kept"
+    assert revoked_serials(keys / "server/crl.pem") == {serial(keys / "client")}
 
 
 # --- Revoked is for ever ---------------------------------------------------------------------

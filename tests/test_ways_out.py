@@ -43,6 +43,7 @@ from certificates import (
 )
 from configurations import Keys, add_client2, add_master2, configure, edit
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from folders import changed, drop, once, seldom, tree
 from needs import needs
 from running import (
@@ -489,6 +490,21 @@ def test_a_kept_certificate_is_judged_by_itself_and_not_by_the_configurations_da
     assert tree(copy) == before
 
 
+def test_what_an_expired_root_can_not_renew_is_one_line_that_names_the_way(
+    tmp_path: Path,
+) -> None:
+    edit(tmp_path, lambda keys: keys["root"]["validity"].update(notAfter=day(30)))
+    assert generate(tmp_path).returncode == 0
+    root, again, master, _ = errors(later(tmp_path, "+40 days", "--renew"))
+    assert "keys.root.validity.notAfter" in root and "keys/root/cert.pem" in again
+    assert master.endswith(
+        "keys/master/cert.pem: can't be made anew: a certificate above it has expired: "
+        "--renew that one first"
+    )
+    edit(tmp_path, lambda keys: keys["root"]["validity"].update(notAfter="10y"))
+    assert errors(later(tmp_path, "+40 days", "--renew")) == [], "the twin"
+
+
 @pytest.mark.parametrize("arguments", ["--revoke client", ""])
 def test_a_lists_end_that_has_passed_is_an_error_and_the_list_is_made_all_the_same(
     tmp_path: Path, arguments: str
@@ -526,7 +542,8 @@ def test_a_clock_that_is_behind_a_fixed_beginning_holds_up_nothing_else(
     edit(tmp_path, more)
     result = generate_here(tmp_path, now=in_days(-20))
     assert result.returncode == 1 and states(result).get("client2") == "made"
-    assert any("guest" in line and "notBefore" in line for line in errors(result))
+    way_out = "is in the future: set the clock, or give it an earlier date"
+    assert any("guest" in line and way_out in line for line in errors(result))
     assert states(fine(generate_here(tmp_path, env=MASTERS)))["guest"] == "made", "the twin"
 
 
@@ -670,6 +687,22 @@ def test_an_order_to_revoke_what_is_in_a_record_that_cannot_be_read(
     assert serial(keys / "client2") in revoked_serials(keys / "master2/crl.pem")
     result = as_user(two, "--revoke", "client")
     assert serial(keys / "client") in revoked_serials(keys / "master/crl.pem"), "the twin"
+
+
+@pytest.mark.parametrize("place", ["keys/server", "keys/master", "keys"])
+def test_a_dry_run_says_what_cannot_be_written(copy: Path, place: str) -> None:
+    order = ["--revoke", "client"]
+    if place == "keys":
+        add_client2(copy)
+        order = []
+    (copy / place).chmod(0o500)
+    try:
+        dry, real = as_user(copy, "-n", *order), as_user(copy, *order)
+    finally:
+        (copy / place).chmod(0o700)
+    assert (dry.returncode, dry.stdout, dry.stderr) == (1, real.stdout, real.stderr)
+    assert "ermission denied" in errors(dry)[0] and place in errors(dry)[0]
+    assert as_user(copy, "-n", *order).returncode == 0, "the twin"
 
 
 def test_a_list_that_a_ca_cannot_write_does_not_reach_its_nodes(copy: Path) -> None:
@@ -834,6 +867,10 @@ BAD_CROSSES: dict[str, tuple[dict[str, Any], str]] = {
         {"own": (x509.SubjectKeyIdentifier(b"\1\2\3"), False)},
         "dentifier",
     ),
+    "with what no verifier knows": (
+        {"odd": (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0"), True)},
+        "unhandled critical extension",
+    ),
     "of another name": ({"subject": STRANGER.chain[0].subject}, "name"),
     "of another key": ({"key": STRANGER.key.public_key()}, "key"),
 }
@@ -931,6 +968,9 @@ def more_blocks(folder: Path) -> dict[str, bytes]:
         "the issuer stands first": pem(ISSUING.chain[0]) + below,
         "an issuer is left out": below + pem(COMPANY.chain[0]),
         "the end is cut off": below[: len(below) // 2],
+        "its issuer is cut off": below + pem(ISSUING.chain[0])[:300],
+        "its issuer is of another kind": below
+        + pem(ISSUING.chain[0]).replace(b" CERT", b" TRUSTED CERT"),
         "it is empty": b"",
     }
 
@@ -942,6 +982,8 @@ def more_blocks(folder: Path) -> dict[str, bytes]:
         "the issuer stands first",
         "an issuer is left out",
         "the end is cut off",
+        "its issuer is cut off",
+        "its issuer is of another kind",
         "it is empty",
     ],
 )
@@ -952,6 +994,54 @@ def test_a_cross_certificate_with_what_is_not_its_issuer_is_an_error(
     faults(result, "keys/root/cross.pem")
     assert states(result)["client2"] == "made"
     assert len(chain(copy / "keys" / "server")) == len(chain(copy / "keys" / "client2")) == 2
+
+
+BAD_ISSUERS: dict[str, tuple[dict[str, Any], str]] = {
+    "expired": ({"days": (-20, -10)}, "expired"),
+    "not yet valid": ({"days": (10, 3000)}, "have a new one made, or remove it, or set"),
+    "not a CA's": ({"constraints": (x509.BasicConstraints(False, None), True)}, "CA"),
+    "without a place for two": (
+        {"constraints": (x509.BasicConstraints(True, 1), True)},
+        "pathlen:1 is too short for 2",
+    ),
+    "that may not sign": ({"usage": usage("digital_signature", "crl_sign")}, "keyUsage"),
+    "signed with sha1": ({"digest": "sha1"}, "sha1"),
+    "with a weak key": ({"key": rsa.generate_private_key(65537, 1024)}, "rsa:1024"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ISSUERS)
+def test_a_cross_certificates_issuer_that_is_no_good_is_an_error(
+    copy: Path, case: str
+) -> None:
+    want, reason = BAD_ISSUERS[case]
+    higher = issue(COMPANY, "Higher", ABOVE, **{"days": TEN_YEARS, **want})
+    result = put_cross(copy, pem(cross(copy, higher), higher.chain[0]))
+    assert states(result)["client2"] == "made"
+    (line,) = faults(result, "keys/root/cross.pem")
+    assert reason in line
+    assert len(chain(copy / "keys/client2")) == 2
+
+
+def test_a_cross_certificates_issuer_with_a_place_for_two_is_good(copy: Path) -> None:
+    room = (x509.BasicConstraints(True, 2), True)
+    higher = issue(COMPANY, "Higher", ABOVE, days=TEN_YEARS, constraints=room)
+    fine(put_cross(copy, pem(cross(copy, higher), higher.chain[0])))
+    assert len(chain(copy / "keys/client2")) == 4
+
+
+@pytest.mark.parametrize("name", ["master", "client"])
+def test_a_cross_certificate_in_another_folder_than_roots_is_a_warning(
+    copy: Path, name: str
+) -> None:
+    path = copy / "keys" / name / "cross.pem"
+    path.write_bytes(pem(cross(copy)))
+    warned(
+        generate(copy, env=MASTERS), f"keys/{name}/cross.pem: is used in a root's folder only"
+    )
+    path.rename(copy / "keys/root/cross.pem")
+    fine(generate(copy, env=MASTERS))
+    assert len(chain(copy / "keys/client")) == 3
 
 
 def test_a_cross_certificate_that_ends_soon_is_a_warning_and_once_it_has_ended_an_error(
