@@ -663,7 +663,7 @@ def write(
 ) -> None:
     """Write what is new or differs. Raises OSError."""
     cert_pem = to_pem(draft.certificate)
-    is_used_up = request_is_used_up(task, draft, cert_pem)
+    is_used_up = request_is_used_up(task, draft)
     files: dict[str, bytes] = {}
     if task.folder.is_new():
         files["key.pem"] = task.signer.pem or b""
@@ -681,16 +681,21 @@ def write(
         task.run.disk.remove(f"{task.folder.path}/csr.pem")
 
 
-def request_is_used_up(task: Task, draft: Draft, cert_pem: bytes) -> bool:
-    """Tell whether a request that an earlier --renew left has served. Raises OSError."""
+def request_is_used_up(task: Task, draft: Draft) -> bool:
+    """Tell whether a request that an earlier --renew left has served its purpose."""
     folder = task.folder
     if folder.request is None or not task.signer.is_here():
         return False
     if draft.state == "renewed":
         return True
-    # In place of the old certificate, somebody has put the one that was asked for.
-    has_chain = "fullchain.pem" in folder.file_names
-    return has_chain and not begins_with(folder, "fullchain.pem", cert_pem)
+
+    # Somebody may have put the new certificate there. fullchain.pem still has the old one.
+    before = None
+    with suppress(Fault, OSError):
+        before = load_certificate(f"{folder.path}/fullchain.pem")
+    if before is None or before == draft.certificate:
+        return False
+    return before.public_key() == draft.certificate.public_key()
 
 
 def begins_with(folder: Folder, name: str, data: bytes) -> bool:
@@ -2471,23 +2476,34 @@ class UnusableKey(Exception):
     """Why a private key is of no use for TLS."""
 
 
+# PEM as nearly all programs write it (RFC 7468, section 3).
+USUAL_PEM = re.compile(
+    b"-----BEGIN [A-Z ]+-----\n([A-Za-z0-9+/=]{1,76}\n)+-----END [A-Z ]+-----\n"
+)
+
+
 def load_key(pem: bytes, phrase: bytes | None) -> object:
     """Return a private key. Raises UnusableKey, ValueError, crypto.Error.
 
-    Servers and clients read it with OpenSSL, so OpenSSL has to read it here. It reads some
-    keys that cryptography does not, such as EC keys with 31 or 33 octets, which some programs
-    write. cryptography takes an RSA-PSS key for a plain one, and reads PEM in one line, and
-    Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL 3.0 can't.
+    Servers and clients read it with OpenSSL, so what may be read in two ways is read with
+    OpenSSL, too. It reads some keys that cryptography does not, such as EC keys with 31 or 33
+    octets, which some programs write. cryptography takes an RSA-PSS key for a plain one, and
+    reads PEM in one line, and Ed25519 keys in version 2 of PKCS#8 (RFC 5958), which OpenSSL
+    3.0 can't.
     """
     if PKCS8_VERSION_2 in der_of(pem):
         raise UnusableKey("is in version 2 of PKCS#8, which OpenSSL 3.0 can't read")
+    key = None
+    with suppress(ValueError):
+        key = serialization.load_pem_private_key(pem, phrase)
+    is_usual = USUAL_PEM.fullmatch(pem) is not None
+    if key is not None and is_usual and not isinstance(key, rsa.RSAPrivateKey):
+        return key
+
     loaded = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, phrase or b"")
     if loaded.type() == EVP_PKEY_RSA_PSS:
         raise UnusableKey("is an RSA-PSS key, and its certificate would say plain RSA")
-    try:
-        return serialization.load_pem_private_key(pem, phrase)
-    except ValueError:
-        return loaded.to_cryptography_key()
+    return key or loaded.to_cryptography_key()
 
 
 def make_key(run: Run, entry: Entry, folder: Folder) -> Signer:
