@@ -1171,7 +1171,7 @@ def test_a_lost_list_is_restored_from_the_nodes_newest_copy(copy: Path) -> None:
 def test_a_lost_list_is_not_restored_while_a_nodes_copy_of_it_is_damaged(copy: Path) -> None:
     keys = copy / "keys"
     lost = (keys / "master/crl.pem").read_bytes()
-    (keys / "server/crl.pem").write_text("damaged")
+    truncate(keys / "server/crl.pem")
     drop(keys, "master/crl.pem")
     before = tree(keys)
     lines = complaints(generate_here(copy), "error", 1)
