@@ -770,14 +770,14 @@ def with_its_public_key() -> bytes:
     )
 
 
-def shell(command: str) -> Callable[[], bytes]:
+def by_shell(command: str) -> Callable[[], bytes]:
     """Return a maker of a key by a shell command."""
     return lambda: subprocess.run(command, shell=True, capture_output=True, check=True).stdout
 
 
 def ssh(kind: str) -> Callable[[], bytes]:
     """Return a maker of a key by ssh-keygen, in OpenSSH's own form."""
-    return shell(
+    return by_shell(
         f"d=$(mktemp -d) && ssh-keygen -q -t {kind} -N '' -f $d/k >&2 && cat $d/k && rm -r $d"
     )
 
@@ -793,25 +793,28 @@ FOREIGN_KEYS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "ec-31-pkcs8": (EC, lambda: ec_key(31, "PRIVATE KEY")),
     "ec-33-sec1": (EC, lambda: ec_key(33, "EC PRIVATE KEY")),
     "ec-33-pkcs8": (EC, lambda: ec_key(33, "PRIVATE KEY")),
-    "ec-with-parameters": (EC, shell(P256_KEY)),
-    "ec-sec1": (EC, shell(f"{P256_KEY} -noout")),
-    "ec-explicit": (EC, shell(f"{P256_KEY} -noout -param_enc explicit")),
-    "rsa-pkcs1": (RSA, shell("openssl genrsa -traditional 2048")),
+    "ec-with-parameters": (EC, by_shell(P256_KEY)),
+    "ec-sec1": (EC, by_shell(f"{P256_KEY} -noout")),
+    "ec-explicit": (EC, by_shell(f"{P256_KEY} -noout -param_enc explicit")),
+    "rsa-pkcs1": (RSA, by_shell("openssl genrsa -traditional 2048")),
     "ed-with-public-key": (ED, with_its_public_key),
     "ssh-ecdsa": (EC, ssh("ecdsa")),
     "ssh-rsa": (RSA, ssh("rsa -b 2048")),
     "ssh-ed25519": (ED, ssh("ed25519")),
-    "binary": (EC, shell(f"{P256_KEY} -noout | openssl pkey -outform DER")),
-    "crlf": (EC, shell(f"{P256_KEY} -noout | openssl pkey | sed 's/$/\\r/'")),
-    "text-after": (EC, shell(f"{P256_KEY} -noout | openssl pkey -text")),
-    "with-its-certificate": (EC, shell(f"{SELF_SIGNED} && cat $d/k $d/c && rm -r $d")),
+    "binary": (EC, by_shell(f"{P256_KEY} -noout | openssl pkey -outform DER")),
+    "crlf": (EC, by_shell(f"{P256_KEY} -noout | openssl pkey | sed 's/$/\\r/'")),
+    "text-after": (EC, by_shell(f"{P256_KEY} -noout | openssl pkey -text")),
+    "with-its-certificate": (EC, by_shell(f"{SELF_SIGNED} && cat $d/k $d/c && rm -r $d")),
 }
 PASSED = "-passout pass:sros"
 ENCRYPTED_KEYS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "traditional-ec": (EC, shell(f"{P256_KEY} -noout | openssl ec -aes128 {PASSED}")),
-    "traditional-rsa": (RSA, shell(f"openssl genrsa -traditional -aes256 {PASSED} 2048")),
-    "triple-des": (ED, shell(f"{ED_KEY} | openssl pkcs8 -topk8 -v1 PBE-SHA1-3DES {PASSED}")),
-    "scrypt": (ED, shell(f"{ED_KEY} | openssl pkcs8 -topk8 -scrypt {PASSED}")),
+    "traditional-ec": (EC, by_shell(f"{P256_KEY} -noout | openssl ec -aes128 {PASSED}")),
+    "traditional-rsa": (RSA, by_shell(f"openssl genrsa -traditional -aes256 {PASSED} 2048")),
+    "triple-des": (
+        ED,
+        by_shell(f"{ED_KEY} | openssl pkcs8 -topk8 -v1 PBE-SHA1-3DES {PASSED}"),
+    ),
+    "scrypt": (ED, by_shell(f"{ED_KEY} | openssl pkcs8 -topk8 -scrypt {PASSED}")),
 }
 ENCRYPTED = {"cipher": "aes-256-cbc", "passphrase": "SROS_PASSPHRASE"}
 
@@ -892,18 +895,18 @@ def test_the_forms_that_openssl_and_tls_read_are_accepted_as_they_are(
 
 PSS = "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048"
 USELESS_KEYS = {
-    "pss": (RSA, shell(PSS)),
-    "pss-bound": (RSA, shell(f"{PSS} -pkeyopt rsa_pss_keygen_md:sha256")),
-    "x25519": (ED, shell("openssl genpkey -algorithm x25519")),
+    "pss": (RSA, by_shell(PSS)),
+    "pss-bound": (RSA, by_shell(f"{PSS} -pkeyopt rsa_pss_keygen_md:sha256")),
+    "x25519": (ED, by_shell("openssl genpkey -algorithm x25519")),
     "diffie-hellman": (
         RSA,
-        shell("openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048"),
+        by_shell("openssl genpkey -algorithm DH -pkeyopt group:ffdhe2048"),
     ),
     "in-one-line": (EC, lambda: ec_key(32, "PRIVATE KEY").replace(b"\n", b"")),
-    "dsa": (RSA, shell("openssl dsaparam -genkey -noout 2048")),
-    "short": (RSA, shell("openssl genrsa 1024")),
-    "curve": (EC, shell("openssl ecparam -name secp256k1 -genkey -noout")),
-    "public": (EC, shell(f"{P256_KEY} -noout | openssl pkey -pubout")),
+    "dsa": (RSA, by_shell("openssl dsaparam -genkey -noout 2048")),
+    "short": (RSA, by_shell("openssl genrsa 1024")),
+    "curve": (EC, by_shell("openssl ecparam -name secp256k1 -genkey -noout")),
+    "public": (EC, by_shell(f"{P256_KEY} -noout | openssl pkey -pubout")),
     "cut": (EC, lambda: ec_key(32, "PRIVATE KEY")[:100]),
     "empty": (EC, lambda: b""),
     "good": (EC, lambda: ec_key(32, "PRIVATE KEY")),
@@ -930,7 +933,7 @@ def test_an_encrypted_key_of_an_entry_without_a_pass_phrase_is_an_error_that_hel
     plain: Path,
 ) -> None:
     add_nodes(plain, {"node": {}, "twin": {**ENCRYPTED}})
-    pem = shell(f"{P256_KEY} -noout | openssl pkcs8 -topk8 {PASSED}")()
+    pem = by_shell(f"{P256_KEY} -noout | openssl pkcs8 -topk8 {PASSED}")()
     for name in ("node", "twin"):
         put_key(plain, name, pem)
     (line,) = faults(generate_here(plain), "keys/node/key.pem")

@@ -1168,6 +1168,20 @@ def test_a_lost_list_is_restored_from_the_nodes_newest_copy(copy: Path) -> None:
     assert (keys / "server/crl.pem").read_bytes() == newest + root
 
 
+def test_a_lost_list_is_not_restored_while_a_nodes_copy_of_it_is_damaged(copy: Path) -> None:
+    keys = copy / "keys"
+    lost = (keys / "master/crl.pem").read_bytes()
+    truncate(keys / "server/crl.pem")
+    drop(keys, "master/crl.pem")
+    before = tree(keys)
+    lines = complaints(generate_here(copy), "error", 1)
+    assert any(line.startswith("keys/server/crl.pem: is damaged") for line in lines), lines
+    assert tree(keys) == before
+    drop(keys, "server/crl.pem")
+    fine(generate_here(copy))
+    assert (keys / "master/crl.pem").read_bytes() == lost
+
+
 def test_a_nodes_copy_is_read_as_often_however_many_cas_there_are(copy: Path) -> None:
     def opened() -> int:
         log = copy / "strace.log"

@@ -420,9 +420,9 @@ def test_a_ca_keeps_the_subject_that_is_the_same_in_other_words(
     copy: Path, subject: str
 ) -> None:
     certified_again(copy, *SAME[subject])
-    fine(generate(copy))
+    fine(generate_here(copy))
     before = certificate(copy / "keys/master/cert.pem").subject.public_bytes()
-    assert states(fine(generate(copy, "--renew", "master")))["master"] == "renewed"
+    assert states(fine(generate_here(copy, "--renew", "master")))["master"] == "renewed"
     assert certificate(copy / "keys/master/cert.pem").subject.public_bytes() == before
     assert judge(copy / "keys/server").returncode == 0
 
@@ -433,8 +433,8 @@ def test_a_cas_subject_with_several_attributes_in_a_part_can_be_written_one_by_o
     certified_again(copy, "/C=US/CN=master+O=SROS Example", "-multivalue-rdn")
     subject = {"countryName": "US", "commonName": "master", "organizationName": "SROS Example"}
     edit(copy, lambda keys: keys["master"].update(subject=subject))
-    fine(generate(copy))
-    assert states(fine(generate(copy, "--renew", "master")))["master"] == "renewed"
+    fine(generate_here(copy))
+    assert states(fine(generate_here(copy, "--renew", "master")))["master"] == "renewed"
     renewed = certificate(copy / "keys/master/cert.pem").subject
     assert len(renewed.rdns) == 2 and len(list(renewed)) == 3
 
@@ -445,10 +445,10 @@ def test_a_cas_attribute_without_a_name_here_can_be_written_by_its_number(
     certified_again(
         copy, "/C=US/O=SROS Example/OU=Robots/CN=master/organizationIdentifier=NTR"
     )
-    (line,) = faults(generate(copy, "--renew", "master"), "keys/master/cert.pem")
+    (line,) = faults(generate_here(copy, "--renew", "master"), "keys/master/cert.pem")
     assert "2.5.4.97=NTR" in line
     edit(copy, lambda keys: keys["master"]["subject"].update({"2.5.4.97": "NTR"}))
-    assert states(fine(generate(copy, "--renew", "master")))["master"] == "renewed"
+    assert states(fine(generate_here(copy, "--renew", "master")))["master"] == "renewed"
 
 
 # --- Usage -----------------------------------------------------------------------------------

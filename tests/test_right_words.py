@@ -303,11 +303,11 @@ def test_a_revocation_whose_record_is_on_an_absent_stick_is_not_an_unknown_name(
     stick = copy / "stick"
     (copy / place).rename(stick)
     (copy / place).symlink_to("/media/stick/absent")
-    lines = complaints(generate(copy, "--revoke", "client"), "error", 1)
+    lines = complaints(generate_here(copy, "--revoke", "client"), "error", 1)
     assert f"{place}: is a link to" in lines[0]
     (copy / place).unlink()
     (copy / place).symlink_to(stick)
-    result = fine(generate(copy, "--revoke", "client"))
+    result = fine(generate_here(copy, "--revoke", "client"))
     assert states(result)["client"] == "revoked", "the twin"
 
 
@@ -328,11 +328,11 @@ def test_a_file_in_der_is_converted_by_the_command_in_the_line(copy: Path, place
         cross_certify(copy / "keys/root", copy / "higher", path)
     kind = CONVERSIONS[place]
     openssl(kind, "-in", path, "-outform", "DER", "-out", path)
-    (line,) = faults(generate(copy, env=None), place)
+    (line,) = faults(generate_here(copy, env=None), place)
     command = line.partition("is not in PEM: ")[2]
     assert command.startswith(f"openssl {kind} "), line
     assert run("sh", "-c", command, cwd=copy).returncode == 0
-    fine(generate(copy, env=None))
+    fine(generate_here(copy, env=None))
 
 
 @pytest.mark.parametrize(
@@ -558,4 +558,4 @@ def test_a_certificate_that_was_signed_elsewhere_uses_its_request_up(
     assert request.exists()
     fine(generate_here(copy))
     assert not request.exists()
-    fine(generate(copy))
+    fine(generate_here(copy))

@@ -494,17 +494,17 @@ def test_what_an_expired_root_can_not_renew_is_one_line_that_names_the_way(
     tmp_path: Path,
 ) -> None:
     edit(tmp_path, lambda keys: keys["root"]["validity"].update(notAfter=day(30)))
-    assert generate(tmp_path).returncode == 0
-    root, again, below = errors(later(tmp_path, "+40 days", "--renew"))
+    assert generate_here(tmp_path).returncode == 0
+    root, again, below = errors(generate_here(tmp_path, "--renew", now=in_days(40)))
     assert "keys.root.validity.notAfter" in root and "keys/root/cert.pem" in again
     assert "left alone: 3 below root" in below
-    _, master, _ = errors(later(tmp_path, "+40 days", "--renew", "master"))
+    _, master, _ = errors(generate_here(tmp_path, "--renew", "master", now=in_days(40)))
     assert master.endswith(
         "keys/master/cert.pem: can't be made anew: a certificate above it has expired: "
         "--renew that one first"
     )
     edit(tmp_path, lambda keys: keys["root"]["validity"].update(notAfter="10y"))
-    assert errors(later(tmp_path, "+40 days", "--renew")) == [], "the twin"
+    assert errors(generate_here(tmp_path, "--renew", now=in_days(40))) == [], "the twin"
 
 
 @pytest.mark.parametrize("arguments", ["--revoke client", ""])
@@ -1039,10 +1039,11 @@ def test_a_cross_certificate_in_another_folder_than_roots_is_a_warning(
     path = copy / "keys" / name / "cross.pem"
     path.write_bytes(pem(cross(copy)))
     warned(
-        generate(copy, env=MASTERS), f"keys/{name}/cross.pem: is used in a root's folder only"
+        generate_here(copy, env=MASTERS),
+        f"keys/{name}/cross.pem: is used in a root's folder only",
     )
     path.rename(copy / "keys/root/cross.pem")
-    fine(generate(copy, env=MASTERS))
+    fine(generate_here(copy, env=MASTERS))
     assert len(chain(copy / "keys/client")) == 3
 
 
