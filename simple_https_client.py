@@ -60,7 +60,10 @@ class OutputError(Exception):
 
 
 def main() -> int:
-    """Send the messages and print the answers. Return the exit status."""
+    """Send the messages and print the answers. Return the exit status.
+
+    Raises KeyboardInterrupt.
+    """
     options = parse_arguments()
     keep_outputs_blocking()
     try:

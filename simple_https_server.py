@@ -86,11 +86,19 @@ PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICA
 OPENSSL_SETTING = re.compile(r"(?im)^\s*(?:\w+\.)?(Ciphersuites|\w*SignatureAlgorithms)\s*=")
 
 
+class Terminated(BaseException):
+    """SIGTERM, while the server starts. At a prompt, the terminal echoes again."""
+
+
 # --- 1. The main path ------------------------------------------------------------------------
 
 
-def main(options: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM. Return the exit status."""
+def main() -> int:
+    """Serve until SIGINT or SIGTERM. Return the exit status.
+
+    While the server starts, Ctrl-C raises KeyboardInterrupt, and SIGTERM raises Terminated.
+    """
+    options = parse_arguments()
     prepare_process()
     try:
         # While the server starts, these signals end it. A SIGHUP waits until it has started.
@@ -162,8 +170,8 @@ def prepare_process() -> None:
 
 
 def stop(_signal: int, _frame: FrameType | None) -> None:
-    """End the script quietly. This handles SIGTERM while the server starts."""
-    sys.exit(0)
+    """Handle SIGTERM while the server starts. Raises Terminated."""
+    raise Terminated
 
 
 def start_thread(function: Callable[..., None], *arguments: Any) -> None:
@@ -870,12 +878,10 @@ def escape(text: str) -> str:
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments()
     try:
         # Threads may still serve clients. This ends them.
-        os._exit(main(arguments))
+        os._exit(main())
     except KeyboardInterrupt:
         os._exit(130)
-    except SystemExit:
-        # Python would wait for a standard error that nothing reads.
+    except Terminated:
         os._exit(0)
