@@ -758,6 +758,9 @@ def must_renew(task: Task, certificate: x509.Certificate) -> bool:
         return False
     if task.entry.name in task.run.orders.renew:
         return True
+    # Below what has expired, nothing can be renewed. The error line of that one says so.
+    if task.above is not None and task.above.not_after <= task.run.now:
+        return False
     return task.run.orders.renew_due and is_due(task.run, certificate)
 
 
@@ -2251,6 +2254,7 @@ def check_writable(folder: str, there: Collection[str], name: str) -> None:
     path = f"{folder}/{name}"
     parent = folder
     if not there:
+        path = folder
         parent = os.path.dirname(folder)
     if os.path.exists(parent) and not os.access(parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
@@ -2260,7 +2264,10 @@ def make_folder(path: str, files: Mapping[str, bytes]) -> None:
     """Make a folder beside its place, and rename it when it is complete. Raises OSError."""
     parent, folder_name = os.path.split(path)
     part = os.path.join(parent, f".{folder_name}.part")
-    os.makedirs(part, 0o700, exist_ok=True)
+    try:
+        os.makedirs(part, 0o700, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     for name, data in files.items():
         create_file(f"{part}/{name}", data, f"{path}/{name}")
     # An empty folder may be there already. Where there is a file or a link, this fails.

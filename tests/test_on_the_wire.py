@@ -926,6 +926,25 @@ def test_many_blank_lines_cost_no_more_than_a_few() -> None:
     assert seconds(b"\n" * 16384) < 8 * seconds(b"\n" * 16)
 
 
+@pytest.mark.parametrize(
+    "line", [b"a%b", b"%b/", b"a%b/HTTP/1.1", b"GET /%b", b"a /HTTP/1.1%bx"], ids=repr
+)
+@pytest.mark.parametrize("filling", [b" ", b"a", b"1", b"HTTP/"])
+def test_to_find_that_a_long_line_is_not_http_takes_no_longer_than_for_a_short_one(
+    line: bytes, filling: bytes
+) -> None:
+    def seconds(count: int) -> float:
+        look = partial(simple_https_server.answer_to_http, line % (filling * count))
+        return min(timeit.repeat(look, number=20, repeat=20))
+
+    assert seconds(13000) < 8 * seconds(40)
+
+
+def test_a_long_request_is_answered() -> None:
+    answer = simple_https_server.answer_to_http(b"GET /" + b"a" * 60000 + b" HTTP/1.1")
+    assert answer == OK + b"hello\n"
+
+
 def printed_by_a_small_log(
     monkeypatch: pytest.MonkeyPatch, lines: int, reader: Event
 ) -> list[str]:
@@ -1130,6 +1149,19 @@ def test_a_level_that_openssl_cnf_raises_is_not_lowered(tmp_path: Path, made: Pa
         ".security_level)"
     )
     assert int(run(sys.executable, "-B", "-c", load, env=env).stdout) == max(level, 2)
+
+
+@pytest.mark.parametrize("script_", [simple_https_server, simple_https_client])
+def test_a_level_that_excludes_the_only_group_is_an_error_that_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, script_: ModuleType
+) -> None:
+    # As in Debian 12, whose Python takes its level from openssl.cnf.
+    monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", (3, 0, 0))
+    monkeypatch.setattr(ssl.SSLContext, "security_level", 3)
+    assert script_.new_context().minimum_version == ssl.TLSVersion.TLSv1_3
+    monkeypatch.setattr(ssl.SSLContext, "security_level", 4)
+    with pytest.raises(ValueError, match=r"openssl\.cnf: a SECLEVEL above 3 excludes"):
+        script_.new_context()
 
 
 # --- The client at the end -------------------------------------------------------------------

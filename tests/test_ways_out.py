@@ -495,8 +495,10 @@ def test_what_an_expired_root_can_not_renew_is_one_line_that_names_the_way(
 ) -> None:
     edit(tmp_path, lambda keys: keys["root"]["validity"].update(notAfter=day(30)))
     assert generate_here(tmp_path).returncode == 0
-    root, again, master, _ = errors(generate_here(tmp_path, "--renew", now=in_days(40)))
+    root, again, below = errors(generate_here(tmp_path, "--renew", now=in_days(40)))
     assert "keys.root.validity.notAfter" in root and "keys/root/cert.pem" in again
+    assert "left alone: 3 below root" in below
+    _, master, _ = errors(generate_here(tmp_path, "--renew", "master", now=in_days(40)))
     assert master.endswith(
         "keys/master/cert.pem: can't be made anew: a certificate above it has expired: "
         "--renew that one first"
