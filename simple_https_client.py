@@ -41,6 +41,9 @@ from typing import Any, TextIO
 MAX_LINE = 65536  # bytes, with the newline
 TIMEOUT = 10  # seconds for each step: connection, handshake, write, read
 
+# OpenSSL's words for a key that does not match the first certificate of the chain.
+MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
+
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
@@ -101,7 +104,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show session and server")
     parser.add_argument(
-        "messages", metavar="MESSAGE", nargs="*", default=["hola"], help="a line (hola)"
+        "messages",
+        metavar="MESSAGE",
+        nargs="*",
+        default=["hola"],
+        help="a line (default: hola)",
     )
     options = parser.parse_args()
 
@@ -110,9 +117,14 @@ def parse_arguments() -> argparse.Namespace:
     if options.port not in range(65536):
         parser.error(f"argument --port: {options.port} is not in 0..65535")
     for message in options.messages:
-        if message.count(b"\n") > 1 or len(message) > MAX_LINE:
+        if not is_line(message):
             parser.error(f"a MESSAGE must be one line of less than {MAX_LINE} bytes")
     return options
+
+
+def is_line(message: bytes) -> bool:
+    """Tell whether a message is one line, and not too long."""
+    return message.count(b"\n") == 1 and len(message) <= MAX_LINE
 
 
 def keep_outputs_blocking() -> None:
@@ -153,8 +165,7 @@ def make_context(folder: Path) -> ssl.SSLContext:
 
 def new_context() -> ssl.SSLContext:
     """Return settings for TLS 1.3, whatever openssl.cnf says. Raises ValueError."""
-    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
-    file = Path(os.environ.get("OPENSSL_CONF", usual))
+    file = openssl_cnf()
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     except ssl.SSLError as error:
@@ -171,22 +182,30 @@ def new_context() -> ssl.SSLContext:
     # Debian 12's Python sets this option. With it, a stream that was cut short looks complete.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
-    # Before OpenSSL 3.5, the server has only prime256v1. To offer another group first would
-    # cost a round trip.
+    # The server needs another round trip if the first key share is of a group that it does not
+    # use. Before OpenSSL 3.5, it uses prime256v1, as every compliant TLS 1.3 peer can (RFC
+    # 8446, section 9.1).
     if ssl.OPENSSL_VERSION_INFO < (3, 5):
         if context.security_level > 3:
             raise ValueError(f"{file}: a SECLEVEL above 3 excludes the group prime256v1")
         context.set_ecdh_curve("prime256v1")
 
-    check_openssl_cnf(context, file)
+    check_openssl_cnf(context)
     return context
 
 
-def check_openssl_cnf(context: ssl.SSLContext, file: Path) -> None:
+def openssl_cnf() -> Path:
+    """Return OpenSSL's configuration file (openssl-env(7))."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    return Path(os.environ.get("OPENSSL_CONF", usual))
+
+
+def check_openssl_cnf(context: ssl.SSLContext) -> None:
     """Check openssl.cnf for settings that Python can't override. Raises ValueError.
 
     Settings in files that openssl.cnf includes are not found.
     """
+    file = openssl_cnf()
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
@@ -297,7 +316,7 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
             words = "the pass phrase is wrong, or the file is damaged"
             if b"SROS_PASSPHRASE" in os.environb:
                 words = "SROS_PASSPHRASE is wrong, or the file is damaged"
-        elif "mismatch" in words or words == "no certificate assigned":
+        elif words in MISMATCHES:
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             # OpenSSL finds a certificate too weak.
@@ -462,9 +481,12 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
+    # An error of our own may begin with the name of a folder that looks like a code.
     if not isinstance(error, OSError):
         return str(error)
-    words = re.sub(r"^\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error))
+
+    words = re.sub(r"^\[[^]]*\] ", "", str(error))
+    words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
     # Some alerts lack the word, such as `tlsv1 unrecognized name`.
     words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
     if words == "internal error":
@@ -497,7 +519,8 @@ def escape(text: str) -> str:
     A backslash of the text is doubled beside them. In a text without codes, it is not: what a
     peer has typed may look like a code.
     """
-    # repr does so, and is fast. Split its result at the text's own backslashes.
+    # repr does so, and is fast. Split what is between its quotation marks at the text's own
+    # backslashes.
     parts = repr(text)[1:-1].split("\\\\")
     # A byte that is not UTF-8 was decoded as a surrogate, such as FF as U+DCFF.
     return "\\\\".join(part.replace("\\udc", "\\x") for part in parts)

@@ -60,9 +60,10 @@ MIN_THREADS = 8  # kept, even while there are fewer clients
 TIMEOUT = 5  # seconds for the first byte, for the handshake, and for the client to close
 IDLE_TIMEOUT = 60  # seconds for a line to arrive, and for the client to take its answer
 PAUSE = 0.5  # seconds before another try to accept, and for last answers at the end
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
 # Errors of an address that this machine does not have, or that lacks its zone (%eth0).
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
-SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 # The request line of HTTP/1 (RFC 9112, section 3), and malformed ones (answered with 400).
 HTTP_REQUEST = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[0-9]")
@@ -73,6 +74,9 @@ AFTER_BLANKS = re.compile(rb"[\r\n]{0,16}([^\n]*)")
 
 HTTP_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
 HTTP_ERROR = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+# OpenSSL's words for a key that does not match the first certificate of the chain.
+MISMATCHES = ("key values mismatch", "key type mismatch", "no certificate assigned")
 
 # The OIDs of ML-DSA-44, 65 and 87, as DER encodes them (RFC 9881, section 2).
 ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
@@ -286,8 +290,7 @@ def make_context(folder: Path, pass_phrase: bytes) -> ssl.SSLContext:
 
 def new_context() -> ssl.SSLContext:
     """Return settings for TLS 1.3, whatever openssl.cnf says. Raises ValueError."""
-    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
-    file = Path(os.environ.get("OPENSSL_CONF", usual))
+    file = openssl_cnf()
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     except ssl.SSLError as error:
@@ -312,15 +315,22 @@ def new_context() -> ssl.SSLContext:
             raise ValueError(f"{file}: a SECLEVEL above 3 excludes the group prime256v1")
         context.set_ecdh_curve("prime256v1")
 
-    check_openssl_cnf(context, file)
+    check_openssl_cnf(context)
     return context
 
 
-def check_openssl_cnf(context: ssl.SSLContext, file: Path) -> None:
+def openssl_cnf() -> Path:
+    """Return OpenSSL's configuration file (openssl-env(7))."""
+    usual = Path(ssl.get_default_verify_paths().openssl_capath).with_name("openssl.cnf")
+    return Path(os.environ.get("OPENSSL_CONF", usual))
+
+
+def check_openssl_cnf(context: ssl.SSLContext) -> None:
     """Check openssl.cnf for settings that Python can't override. Raises ValueError.
 
     Settings in files that openssl.cnf includes are not found.
     """
+    file = openssl_cnf()
     protocols = [cipher["protocol"] for cipher in context.get_ciphers()]
     if "TLSv1.3" not in protocols:
         raise ValueError(f"{file}: Ciphersuites leaves no cipher for TLS 1.3")
@@ -418,7 +428,7 @@ def load_identity(context: ssl.SSLContext, folder: Path, pass_phrase: bytes) -> 
             words = "the pass phrase is wrong, or the file is damaged"
             if b"SROS_PASSPHRASE" in os.environb:
                 words = "SROS_PASSPHRASE is wrong, or the file is damaged"
-        elif "mismatch" in words or words == "no certificate assigned":
+        elif words in MISMATCHES:
             words = f"does not match the first certificate in {chain}"
         elif words.startswith(("ee key", "ca key", "ca md")):
             # OpenSSL finds a certificate too weak.
@@ -447,8 +457,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
     for problem in errors:
         if not listeners or problem.errno not in ABSENT:
-            for listener in listeners:
-                listener.close()
+            close_all(listeners)
             raise problem
     return listeners
 
@@ -479,6 +488,12 @@ def open_listener(family: int, address: Any, port: int) -> socket.socket:
         # `::` stands for all addresses, those of IPv4, too.
         dualstack_ipv6=address[0] == "::",
     )
+
+
+def close_all(listeners: list[socket.socket]) -> None:
+    """Close sockets."""
+    for listener in listeners:
+        listener.close()
 
 
 def accept_clients(listener: socket.socket, crew: Crew) -> None:
@@ -810,9 +825,12 @@ def describe_error(error: Exception) -> str:
     For example, `[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)` becomes
     `alert unknown ca`.
     """
+    # An error of our own may begin with the name of a folder that looks like a code.
     if not isinstance(error, OSError):
         return str(error)
-    words = re.sub(r"^\[[^]]*\] | ?\(?_ssl\.c:\d+[):] ?", "", str(error))
+
+    words = re.sub(r"^\[[^]]*\] ", "", str(error))
+    words = re.sub(r" ?\(?_ssl\.c:\d+[):] ?", "", words)
     # Some alerts lack the word, such as `tlsv1 unrecognized name`.
     words = re.sub("^(sslv3|tlsv1|tlsv13|ssl/tls) (alert )?", "alert ", words)
     if words == "internal error":
@@ -844,7 +862,8 @@ def escape(text: str) -> str:
     A backslash of the text is doubled beside them. In a text without codes, it is not: what a
     peer has typed may look like a code.
     """
-    # repr does so, and is fast. Split its result at the text's own backslashes.
+    # repr does so, and is fast. Split what is between its quotation marks at the text's own
+    # backslashes.
     parts = repr(text)[1:-1].split("\\\\")
     # A byte that is not UTF-8 was decoded as a surrogate, such as FF as U+DCFF.
     return "\\\\".join(part.replace("\\udc", "\\x") for part in parts)
