@@ -857,7 +857,7 @@ def put_cross(folder: Path, data: bytes) -> Result:
 
 
 BAD_CROSSES: dict[str, tuple[dict[str, Any], str]] = {
-    "expired": ({"days": (-20, -10)}, "expired"),
+    "expired": ({"days": (-20, -10)}, "cross.pem: has expired: "),
     "not yet valid": ({"days": (10, 3000)}, "not yet|future|begins"),
     "not a CA's": ({"constraints": (x509.BasicConstraints(False, None), True)}, "CA"),
     "without a place for master": (
@@ -999,7 +999,7 @@ def test_a_cross_certificate_with_what_is_not_its_issuer_is_an_error(
 
 
 BAD_ISSUERS: dict[str, tuple[dict[str, Any], str]] = {
-    "expired": ({"days": (-20, -10)}, "expired"),
+    "expired": ({"days": (-20, -10)}, "cross.pem: has expired: "),
     "not yet valid": ({"days": (10, 3000)}, "have a new one made, or remove it, or set"),
     "not a CA's": ({"constraints": (x509.BasicConstraints(False, None), True)}, "CA"),
     "without a place for two": (
