@@ -132,7 +132,9 @@ def test_what_ends_soon_is_told_of_certificates_and_lists(shop: Path) -> None:
 def test_the_nightly_run_passes_a_failure_on_and_does_not_reload(shop: Path) -> None:
     script = block(MONITORING, "cat >nightly").partition("./simple_https_server")[0]
     assert pasted(shop, script).returncode == 0
-    with subprocess.Popen(["sleep", "1000"]) as server:
+    # Started by nohup, these tests ignore SIGHUP, and so would what they start.
+    server = subprocess.Popen(["env", "--default-signal=HUP", "sleep", "1000"])
+    try:
         (shop / "server.pid").write_text(str(server.pid))
         (shop / "keys/client/cert.pem").write_text("damaged")
         result = pasted(shop, "./nightly")
@@ -142,6 +144,9 @@ def test_the_nightly_run_passes_a_failure_on_and_does_not_reload(shop: Path) -> 
         drop(shop, "keys/server/ca.pem")
         assert pasted(shop, "./nightly").stdout == "reloaded\n"
         server.wait(10)
+    finally:
+        server.kill()
+        server.wait()
 
 
 def seconds(text: str) -> int:
