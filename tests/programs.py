@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pages
 from needs import needs_package, needs_those_of, skip
-from running import DEADLINE, PHRASES, environment, poll, run
+from running import DEADLINE, PHRASES, clear_faketime, environment, poll, run
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ PAIR = r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?"  # commands, and what t
 
 def follow(folder: Path, text: str, env: Mapping[str, str] | None = None) -> None:
     """Run the blocks of a page as one session at one shell, and compare what they print."""
+    clear_faketime()
     end, port = "--- end of a block\n", free_port()
     told = re.findall(PAIR, text, re.DOTALL | re.MULTILINE)
     script = "".join(f"{commands}echo '{end.strip()}'\n" for commands, _ in told)

@@ -20,7 +20,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import (
+    ExitStack,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import FrameType
@@ -106,11 +112,21 @@ def later(
 ) -> Result:
     """Run the script in a folder at another time, such as +2 days."""
     command: list[str | Path] = ["faketime", when, sys.executable, GENERATE, *arguments]
+    clear_faketime()
     result = run(*command, cwd=folder, env=env)
-    # A killed faketime leaves a semaphore behind, which a later one of its process ID finds.
+    # An ordinary user can't clear what root has left.
     while "faketime: sem_open: File exists" in result.stderr:
         result = run(*command, cwd=folder, env=env)
     return result
+
+
+def clear_faketime() -> None:
+    """Remove what a killed faketime left: a later one of the same process ID would fail."""
+    for path in Path("/dev/shm").glob("*faketime_s*"):
+        _, _, process_id = path.name.rpartition("_")
+        if not Path("/proc", process_id).exists():
+            with suppress(OSError):
+                path.unlink()
 
 
 # --- In this process -------------------------------------------------------------------------
